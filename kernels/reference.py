@@ -1,0 +1,134 @@
+"""Prefix attention in plain PyTorch: the oracle for every kernel, and the path used without a GPU.
+
+Sequences are packed one after the other (no padding); each may see the rows of one prefix in front of its own keys
+and values (Li & Liang 2021, section 4). The packed rows are spread to a padded (B, S) grid, the prefix rows are set in
+front of the keys, and torch's scaled dot product attention does the rest.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def _prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (B, P) of each sequence's prefix, padded with row 0, and where they are real (B, P) bool."""
+    sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]  # id -1 takes the last entry: no rows
+    row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
+    real = row < sizes[:, None]
+    first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
+    return torch.where(real, first[:, None] + row, 0).long(), real
+
+
+class PaddedPlan:
+    """Where each packed token lies in the padded grid, and who sees whom: made once a batch, called once a layer.
+
+    Arguments as `prefix_attention`, with `n_tokens` = T. Calling it with `qkv` (T, 3, H, D) and `prefix_kv`
+    (2, R, H, D) gives (T, H, D).
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        seq_starts: Tensor,
+        prefix_starts: Tensor,
+        prefix_ids: Tensor,
+        prefix_from: Tensor,
+        max_seq_len: int,
+    ):
+        device = seq_starts.device
+        lengths = seq_starts.diff()
+        self.n_tokens, self.n_used = n_tokens, int(seq_starts[-1])
+        self.grid = (lengths.numel(), max_seq_len)
+        column = torch.arange(max_seq_len, device=device)
+        self.slots = None  # None: the packed rows are the grid already
+        if self.n_used != self.grid[0] * max_seq_len:
+            self.slots = (column < lengths[:, None]).flatten().nonzero()[:, 0]  # (n_used,)
+        self.rows, self.mask = None, None
+        if prefix_starts.numel() > 1:
+            self._see_prefixes(prefix_starts, prefix_ids, prefix_from, column)
+
+    def _see_prefixes(self, starts: Tensor, ids: Tensor, prefix_from: Tensor, column: Tensor) -> None:
+        """Sets `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S), True where seen."""
+        rows, has_row = _prefix_rows(starts, ids)
+        if rows.shape[1] == 0:
+            return
+        late = column >= prefix_from[:, None]  # (B, S)
+        causal = (column <= column[:, None]).expand(len(ids), -1, -1)
+        mask = torch.cat([late[:, :, None] & has_row[:, None, :], causal], dim=2)[:, None]
+        alike = bool((mask == mask[:1]).all() and (rows == rows[:1]).all())
+        self.rows, self.mask = (rows[:1], mask[:1]) if alike else (rows, mask)
+
+    def __call__(self, qkv: Tensor, prefix_kv: Tensor) -> Tensor:
+        (n_seqs, width), (_, _, n_head, head_dim) = self.grid, qkv.shape
+        used = qkv[: self.n_used]
+        if self.slots is not None:
+            used = qkv.new_zeros(n_seqs * width, *qkv.shape[1:]).index_copy(0, self.slots, used)
+        grid = used.view(n_seqs, width, 3, n_head, head_dim)
+        q, k, v = grid.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
+        if self.rows is None:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            front = prefix_kv.to(qkv.dtype)[:, self.rows].transpose(2, 3)  # (2, B or 1, H, P, D)
+            front = front.expand(2, n_seqs, *front.shape[2:])
+            k, v = torch.cat([front[0], k], dim=2), torch.cat([front[1], v], dim=2)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        out = out.transpose(1, 2).reshape(n_seqs * width, n_head, head_dim)
+        if self.slots is not None:
+            out = out.index_select(0, self.slots)
+        if self.n_used < self.n_tokens:
+            out = torch.cat([out, out.new_zeros(self.n_tokens - self.n_used, n_head, head_dim)])
+        return out  # (T, H, D)
+
+
+def prefix_attention(
+    qkv: Tensor,
+    prefix_kv: Tensor,
+    seq_starts: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
+    prefix_from: Tensor,
+    max_seq_len: int,
+) -> Tensor:
+    """Causal attention of B packed sequences, each with at most one prefix in front; one layer.
+
+    qkv (T, 3, H, D): queries, keys and values as `c_attn` wrote them.
+    prefix_kv (2, R, H, D): keys, then values, of all prefixes one after the other.
+    seq_starts (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
+    prefix_ids (B,): the prefix each sequence sees, -1 for none.
+    prefix_from (B,): the first of the sequence's tokens whose query sees the prefix.
+    max_seq_len: at least the longest sequence's length.
+
+    Returns (T, H, D); rows after the last sequence are 0.
+    """
+    plan = PaddedPlan(len(qkv), seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len)
+    return plan(qkv, prefix_kv)
+
+
+def decode_attention(
+    qkv: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    prefix_kv: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
+) -> Tensor:
+    """One new token of each sequence against its cached tokens and its prefix; one layer.
+
+    qkv (B, 3, H, D); cache (2, S, H, D), into which the new keys and values are written; block_table (B, K) int: the
+    cache row of each of a sequence's tokens, so that sequences share what they have in common; lengths (B,): how many
+    tokens of each are in the cache already; prefix_kv, prefix_starts, prefix_ids as in `prefix_attention`.
+
+    Returns (B, H, D).
+    """
+    q, k, v = qkv.unbind(1)  # each (B, H, D)
+    own = block_table.gather(1, lengths[:, None].long())[:, 0].long()
+    cache[0, own], cache[1, own] = k, v
+    column = torch.arange(int(lengths.max()) + 1, device=qkv.device)
+    keys, values = cache[:, block_table[:, : len(column)].long()]  # each (B, S, H, D)
+    rows, seen = _prefix_rows(prefix_starts, prefix_ids)
+    front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)
+    keys = torch.cat([front[0], keys], dim=1).transpose(1, 2)  # (B, H, P + S, D)
+    values = torch.cat([front[1], values], dim=1).transpose(1, 2)
+    mask = torch.cat([seen, column <= lengths[:, None]], dim=1)[:, None, None]
+    return scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]

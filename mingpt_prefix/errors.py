@@ -1,0 +1,37 @@
+"""The errors a user can mend: scripts print the one-line message and exit with code 2."""
+
+
+class MingptPrefixError(ValueError):
+    """What a user can mend; its message is one line."""
+
+
+class TableError(MingptPrefixError):
+    """A table that cannot be read; `position` is the 0-based character where it goes wrong."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class DataError(MingptPrefixError):
+    """A data set that is missing, cannot be downloaded, or holds a bad row."""
+
+
+class WeightsError(MingptPrefixError):
+    """Base weights that are missing, damaged, or of another model."""
+
+
+class PrefixError(MingptPrefixError):
+    """A prefix that is damaged or does not fit the model."""
+
+
+class CheckpointError(MingptPrefixError):
+    """A checkpoint or run folder that cannot be read or written."""
+
+
+class ConfigError(MingptPrefixError):
+    """A setting that is unknown or out of range."""
+
+
+class TrainingError(MingptPrefixError):
+    """A training run that cannot go on."""

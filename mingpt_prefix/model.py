@@ -1,0 +1,156 @@
+"""GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows in front of every layer's attention.
+
+The parameters bear GPT-2's own names and its (in, out) weight layout, so that OpenAI's weights load by name as they
+are. All B sequences of a batch lie one after the other in T tokens; C = H * D is the width, V the vocabulary.
+
+    hidden = model(tokens, positions, layout, prefix)     # (T, C)
+    logits = model.head(hidden[predicting])               # only where a logit is wanted
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import kernels
+from .batch import Layout, PrefixKV, make_layout, make_positions
+from .config import ModelConfig
+
+# Attention of one layer: (layer, qkv (T, 3, H, D)) -> (T, H, D).
+Attend = Callable[[int, Tensor], Tensor]
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: its weight is (in, out)."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        qkv = self.c_attn(x).view(-1, 3, self.n_head, self.head_dim)  # (T, 3, H, D)
+        return self.c_proj(attend(layer, qkv).reshape(x.shape))  # (T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend, dropout: float) -> Tensor:
+        x = x + F.dropout(self.attn(self.ln_1(x), layer, attend), dropout, self.training)
+        return x + F.dropout(self.mlp(self.ln_2(x)), dropout, self.training)
+
+
+class GPT2(nn.Module):
+    """The model. `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
+
+    `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
+    """
+
+    def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
+        super().__init__()
+        self.config, self.attention, self.dropout = config, attention, dropout
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+
+    def initialize(self, seed: int) -> "GPT2":
+        """Fresh weights as GPT-2 draws them: normal with std 0.02, residual projections scaled by 1/sqrt(2 L)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")):
+                std = 0.02 / (2 * self.config.n_layer) ** 0.5 if "c_proj" in name else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    def trunk(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (T, C) of tokens (T,) at positions (T,), with the caller's attention."""
+        x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, attend, self.dropout)
+        return self.ln_f(x)
+
+    def bind_attention(self, n_tokens: int, layout: Layout, prefix: PrefixKV | None) -> Attend:
+        """The attention of T packed tokens for `trunk`."""
+        if prefix is None:
+            shape = (self.config.n_layer, 2, 0, self.config.n_head, self.config.head_dim)
+            kv = self.wte.weight.new_zeros(shape)
+            starts = layout.seq_starts.new_zeros(1)
+        else:
+            kv, starts = prefix.kv, prefix.starts
+        call = kernels.bind(
+            self.attention,
+            n_tokens,
+            layout.seq_starts,
+            starts,
+            layout.prefix_ids,
+            layout.prefix_from,
+            layout.max_seq_len,
+        )
+        return lambda layer, qkv: call(qkv, kv[layer])
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, layout: Layout, prefix: PrefixKV | None = None
+    ) -> Tensor:
+        """Hidden states (T, C) of packed tokens (T,) at positions (T,), each sequence with the prefix it sees."""
+        return self.trunk(tokens, positions, self.bind_attention(len(tokens), layout, prefix))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (M, V) of hidden states (M, C): the token embedding, transposed."""
+        return F.linear(hidden, self.wte.weight)
+
+    def logits(
+        self,
+        sequences: Sequence[Tensor | Sequence[int]],
+        prefix: PrefixKV | None = None,
+        prefix_ids: Tensor | Sequence[int] | None = None,
+        prefix_from: Tensor | Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Logits of every token of B sequences, each (T_b,) ids -> (T_b, V) float32 (float64 model: float64).
+
+        With a `prefix`, `prefix_ids` None means prefix 0 for all; -1 none; `prefix_from` None from the start on.
+        Keeps the autograd graph. Raises ValueError where a position passes the model's limit.
+        """
+        ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        if prefix is not None and prefix_ids is None:
+            prefix_ids = [0] * len(ids)
+        layout = make_layout([len(i) for i in ids], prefix_ids, prefix_from).to(self.device)
+        positions = make_positions(layout, None if prefix is None else prefix.lengths)
+        if len(positions) and int(positions.max()) >= self.config.n_positions:
+            raise ValueError(f"sequences: position {int(positions.max())} passes the limit {self.config.n_positions}")
+        hidden = self(torch.cat(ids), positions, layout, prefix)
+        logits = self.head(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return list(logits.split([len(i) for i in ids]))
