@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .reference import PaddedPlan, decode_attention, prefix_attention
+from mingpt_prefix.kernels.reference import PaddedPlan, decode_attention, prefix_attention
 
 BACKENDS = ("reference",)
 

@@ -12,7 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 def _prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The rows (B, P) of each sequence's prefix, padded with row 0, and where they are real (B, P) bool."""
-    sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]  # id -1 takes the last entry: no rows
+    sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[
+        ids.long()
+    ]  # id -1 takes the last entry: no rows
     row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
     real = row < sizes[:, None]
     first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
@@ -47,7 +49,9 @@ class PaddedPlan:
         if prefix_starts.numel() > 1:
             self._see_prefixes(prefix_starts, prefix_ids, prefix_from, column)
 
-    def _see_prefixes(self, starts: Tensor, ids: Tensor, prefix_from: Tensor, column: Tensor) -> None:
+    def _see_prefixes(
+        self, starts: Tensor, ids: Tensor, prefix_from: Tensor, column: Tensor
+    ) -> None:
         """Sets `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S), True where seen."""
         rows, has_row = _prefix_rows(starts, ids)
         if rows.shape[1] == 0:

@@ -1,8 +1,9 @@
 """The plain containers of the data's way: packed sequences without padding, and prefix rows.
 
-B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. What the numbers of a
-batch are is decided here and nowhere else: positions, which tokens predict a target, and the exact order of a run's
-batches as a function of (seed, epoch).
+B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. What
+the numbers of a batch are is decided here and nowhere else: token ids of tables and examples,
+positions, which tokens predict a target, and the exact order of a run's batches as a function of
+(seed, epoch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mingpt_prefix.tables import TEXT_FORMAT, Example, Table, linearize, target_text
+from mingpt_prefix.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class PrefixKV:
     """Key/value rows of N prefixes for every layer.
 
-    kv (L, 2, R, H, D): keys, then values, all prefixes one after the other; starts (N+1,) int32: their row offsets.
+    kv (L, 2, R, H, D): keys, then values, all prefixes one after the other.
+    starts (N+1,) int32: their row offsets.
     """
 
     kv: Tensor
@@ -24,14 +29,22 @@ class PrefixKV:
 
     @classmethod
     def from_tensor(cls, kv: Tensor) -> "PrefixKV":
-        """One prefix of P rows from kv (L, 2, P, H, D). Raises ValueError for another shape. Keeps the graph."""
+        """One prefix of P rows from kv (L, 2, P, H, D); keeps the graph.
+
+        Raises:
+            ValueError: for another shape.
+        """
         if kv.ndim != 5 or kv.shape[1] != 2:
             raise ValueError(f"kv: expected shape (L, 2, P, H, D), got {tuple(kv.shape)}")
         return cls(kv, torch.tensor([0, kv.shape[2]], dtype=torch.int32, device=kv.device))
 
     @classmethod
     def pack(cls, prefixes: Sequence["PrefixKV | Tensor"]) -> "PrefixKV":
-        """Several prefixes, each with a length of its own, as one. Keeps the graph; raises ValueError for none."""
+        """Several prefixes, each with a length of its own, as one; keeps the graph.
+
+        Raises:
+            ValueError: for none.
+        """
         if not prefixes:
             raise ValueError("prefixes: expected at least one")
         parts = [p if isinstance(p, PrefixKV) else cls.from_tensor(p) for p in prefixes]
@@ -52,7 +65,8 @@ class PrefixKV:
 class Layout:
     """Where B packed sequences lie, and what prefix each of them sees from which of its tokens on.
 
-    seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32. max_seq_len: the longest, or more.
+    seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
+    max_seq_len: the longest sequence, or more.
     """
 
     seq_starts: Tensor
@@ -67,7 +81,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """tokens, positions (T,); `target_index` (M,): the tokens whose output predicts `target_tokens` (M,)."""
+    """B sequences in T tokens, and the M of them that are to be predicted.
+
+    tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -89,7 +106,7 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` whole, of which the first `context` are given and the others to be predicted.
+    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
 
     `offset` is added to its positions.
     """
@@ -97,6 +114,24 @@ class Encoded:
     ids: Tensor
     context: int
     offset: int = 0
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.ids) - self.context
+
+
+def encode_prompt(tokenizer: Tokenizer, table: Table, text_format: str = TEXT_FORMAT) -> list[int]:
+    """What a model is given to describe `table`: the table's text, then the end token."""
+    return [*tokenizer.encode(linearize(table, text_format)), tokenizer.eos]
+
+
+def encode_example(
+    tokenizer: Tokenizer, example: Example, text_format: str = TEXT_FORMAT
+) -> Encoded:
+    """The prompt of the example's table, then its text and another end token, to be predicted."""
+    prompt = encode_prompt(tokenizer, example.table, text_format)
+    target = tokenizer.encode(target_text(example.text, text_format))
+    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
 
 
 def _offsets(sizes: Tensor) -> Tensor:
@@ -108,7 +143,143 @@ def make_layout(
     prefix_ids: Tensor | Sequence[int] | None = None,
     prefix_from: Tensor | Sequence[int] | None = None,
 ) -> Layout:
-    """The layout of sequences of these lengths: `prefix_ids` None means no prefix, `prefix_from` None the start."""
+    """The layout of sequences of these lengths.
+
+    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence.
+    """
+
+    def each(values, default):
+        if values is None:
+            return torch.full((len(lengths),), default, dtype=torch.int32)
+        return torch.as_tensor(values, dtype=torch.int32)
+
+    starts = _offsets(torch.tensor(lengths, dtype=torch.int64))
+    return Layout(starts, each(prefix_ids, -1), each(prefix_from, 0), max(lengths, default=0))
+
+
+def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
+    """Positions (T,) int64: i for a sequence's token i, after its prefix's rows where one is given.
+
+    `prefix_lengths` (N,): the rows of each prefix, where prefixes stand in front, as in the paper's
+    code and in PEFT; None where they move no positions (an infix, a called prefix, none at all).
+    """
+    lengths = layout.seq_starts.diff()
+    shift = torch.zeros_like(lengths)
+    if prefix_lengths is not None:
+        own = prefix_lengths[layout.prefix_ids.clamp(min=0).long()]
+        shift = torch.where(layout.prefix_ids >= 0, own, 0)
+    index = torch.arange(int(layout.seq_starts[-1]), device=lengths.device)
+    return index + (shift - layout.seq_starts[:-1]).repeat_interleave(lengths.long())
+
+
+def pack(cls, prefixes: Sequence["PrefixKV | Tensor"]) -> "PrefixKV":
+        """Several prefixes, each with a length of its own, as one; keeps the graph.
+
+        Raises:
+            ValueError: for none.
+        """
+        if not prefixes:
+            raise ValueError("prefixes: expected at least one")
+        parts = [p if isinstance(p, PrefixKV) else cls.from_tensor(p) for p in prefixes]
+        sizes = torch.cat([p.starts.diff() for p in parts])
+        return cls(torch.cat([p.kv for p in parts], dim=2), _offsets(sizes))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Rows of each prefix, (N,) int32."""
+        return self.starts.diff()
+
+    def to(self, *args, **kwargs) -> "PrefixKV":
+        kv = self.kv.to(*args, **kwargs)
+        return PrefixKV(kv, self.starts.to(kv.device))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where B packed sequences lie, and what prefix each of them sees from which of its tokens on.
+
+    seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
+    max_seq_len: the longest sequence, or more.
+    """
+
+    seq_starts: Tensor
+    prefix_ids: Tensor
+    prefix_from: Tensor
+    max_seq_len: int
+
+    def to(self, device) -> "Layout":
+        tensors = (t.to(device) for t in (self.seq_starts, self.prefix_ids, self.prefix_from))
+        return Layout(*tensors, self.max_seq_len)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B sequences in T tokens, and the M of them that are to be predicted.
+
+    tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    layout: Layout
+    target_index: Tensor
+    target_tokens: Tensor
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.target_tokens)
+
+    def to(self, device) -> "PackedBatch":
+        tokens, positions, index, targets = (
+            t.to(device, non_blocking=True)
+            for t in (self.tokens, self.positions, self.target_index, self.target_tokens)
+        )
+        return PackedBatch(tokens, positions, self.layout.to(device), index, targets)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
+
+    `offset` is added to its positions.
+    """
+
+    ids: Tensor
+    context: int
+    offset: int = 0
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.ids) - self.context
+
+
+def encode_prompt(tokenizer: Tokenizer, table: Table, text_format: str = TEXT_FORMAT) -> list[int]:
+    """What a model is given to describe `table`: the table's text, then the end token."""
+    return [*tokenizer.encode(linearize(table, text_format)), tokenizer.eos]
+
+
+def encode_example(
+    tokenizer: Tokenizer, example: Example, text_format: str = TEXT_FORMAT
+) -> Encoded:
+    """The prompt of the example's table, then its text and another end token, to be predicted."""
+    prompt = encode_prompt(tokenizer, example.table, text_format)
+    target = tokenizer.encode(target_text(example.text, text_format))
+    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
+
+
+def _offsets(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(torch.int32)
+
+
+def make_layout(
+    lengths: Sequence[int],
+    prefix_ids: Tensor | Sequence[int] | None = None,
+    prefix_from: Tensor | Sequence[int] | None = None,
+) -> Layout:
+    """The layout of sequences of these lengths.
+
+    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence.
+    """
 
     def each(values, default):
         if values is None:
@@ -122,7 +293,7 @@ def make_layout(
 def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
     """Positions (T,) int64: (own prefix's length) + i where a prefix stands in front, i elsewhere.
 
-    As in the paper's code and in PEFT; a prefix that is seen from a later token on moves no positions.
+    As in the paper's code and in PEFT; a prefix seen from a later token on moves no positions.
     """
     lengths = layout.seq_starts.diff()
     shift = torch.zeros_like(lengths)
@@ -134,29 +305,37 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
 
 
 def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> PackedBatch:
-    """Examples one after the other; all see prefix 0 of `prefix_length` rows from their start on, or none (None)."""
+    """Examples one after the other, all with prefix 0 of `prefix_length` rows in front, or none."""
     lengths = [len(e.ids) for e in examples]
     has_prefix = prefix_length is not None
     layout = make_layout(lengths, [0] * len(examples) if has_prefix else None)
     positions = make_positions(layout, torch.tensor([prefix_length]) if has_prefix else None)
     if any(e.offset for e in examples):
-        positions += torch.tensor([e.offset for e in examples]).repeat_interleave(torch.tensor(lengths))
+        positions += torch.tensor([e.offset for e in examples]).repeat_interleave(
+            torch.tensor(lengths)
+        )
     tokens = torch.cat([e.ids for e in examples]).long()
     starts = layout.seq_starts.tolist()
     index = torch.cat(
-        [torch.arange(s + e.context - 1, s + len(e.ids) - 1) for s, e in zip(starts, examples, strict=False)]
+        [
+            torch.arange(s + e.context - 1, s + len(e.ids) - 1)
+            for s, e in zip(starts, examples, strict=True)
+        ]
     )
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1])
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of `n` examples in an epoch: a permutation (n,) that depends on nothing but (n, seed, epoch)."""
+    """The order of `n` examples in an epoch: a permutation (n,), a function of (n, seed, epoch)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator)
 
 
 def batches(n: int, batch_size: int, seed: int, first_step: int = 0) -> Iterator[list[int]]:
-    """Endless batches of indices below `n`, epoch after epoch, from `first_step` on; an epoch's last may be short."""
+    """Endless batches of indices below `n`, epoch after epoch, from `first_step` on.
+
+    An epoch's last batch may be short.
+    """
     per_epoch = -(-n // batch_size)
     step = first_step
     while True:

@@ -1,13 +1,13 @@
-"""Every setting, as frozen dataclasses: the model's shape, the recipe of a training run, how to sample.
+"""Every setting, as frozen dataclasses: the model's shape, the recipe of a training run.
 
-The recipes are those of Li & Liang (2021) as the poster used them for E2E; the embedded `tiny` model has its own.
+The recipes are those of Li & Liang (2021) for E2E, with 5 prefix rows; `tiny` has its own.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import ConfigError
+from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "finetune", "pretrain"]
 
@@ -28,11 +28,15 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"{name} must be a positive whole number, not {getattr(self, name)!r}"
+                )
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if not 0 <= self.eos_token_id < self.vocab_size:
-            raise ConfigError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.vocab_size}")
+            raise ConfigError(
+                f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.vocab_size}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -40,7 +44,9 @@ class ModelConfig:
 
 
 MODELS = {
-    "tiny": ModelConfig(6, 4, 128, vocab_size=4096, n_positions=512, eos_token_id=4095, tokenizer="tiny"),
+    "tiny": ModelConfig(
+        6, 3, 192, vocab_size=4096, n_positions=512, eos_token_id=4095, tokenizer="tiny"
+    ),
     "gpt2": ModelConfig(),
     "gpt2-medium": ModelConfig(24, 16, 1024),
     "gpt2-large": ModelConfig(36, 20, 1280),
@@ -82,12 +88,25 @@ class TrainConfig:
     attention: str = "reference"
 
     def __post_init__(self):
-        for name in ("lr", "epochs", "batch_size", "micro_batch_size", "mid_dim", "clip", "evals", "block_size"):
+        for name in (
+            "lr",
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "mid_dim",
+            "clip",
+            "evals",
+            "block_size",
+        ):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+                raise ConfigError(
+                    f"{name.replace('_', '-')} must be positive, not {getattr(self, name)}"
+                )
         for name in ("prefix_length", "weight_decay", "max_steps", "seed"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
+                raise ConfigError(
+                    f"{name.replace('_', '-')} must not be negative, not {getattr(self, name)}"
+                )
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
@@ -97,7 +116,13 @@ class TrainConfig:
 
 _POSTER = dict(epochs=5, batch_size=10, micro_batch_size=10)
 _PRETRAIN = dict(
-    epochs=1, batch_size=16, micro_batch_size=16, weight_decay=0.1, betas=(0.9, 0.95), warmup=0.02, evals=10
+    epochs=1,
+    batch_size=16,
+    micro_batch_size=16,
+    weight_decay=0.1,
+    betas=(0.9, 0.95),
+    warmup=0.02,
+    evals=10,
 )
 RECIPES: dict[Mode, dict] = {
     "prefix": dict(_POSTER, lr=8e-5, prefix_length=5),
@@ -122,4 +147,6 @@ def recipe(mode: Mode, tiny: bool, **overrides) -> dict:
 
 def to_json(config) -> dict:
     """A dataclass as what JSON gives back for it: tuples become lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    return {
+        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
+    }

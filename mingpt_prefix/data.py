@@ -13,10 +13,8 @@ sentences of a table stay together. A single table is never set aside.
 import hashlib
 import http.client
 import io
-import os
 import urllib.error
 import urllib.request
-import uuid
 import zipfile
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -24,32 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix.errors import DataError
-from mingpt_prefix.readers import (
-    SUFFIXES,
-    iter_tables,
-    read_bytes,
-    read_csv,
-    read_examples,
-    read_json,
-    read_jsonl,
-)
+from mingpt_prefix.files import cache_dir, write_atomically
+from mingpt_prefix.readers import SUFFIXES, read_bytes, read_csv, read_examples
 from mingpt_prefix.tables import Example, Table, format_table, printable
-
-__all__ = [
-    "E2E_SHA256",
-    "E2E_URL",
-    "Split",
-    "cache_dir",
-    "e2e_available",
-    "group_references",
-    "iter_tables",
-    "load_examples",
-    "load_split",
-    "read_csv",
-    "read_examples",
-    "read_json",
-    "read_jsonl",
-]
 
 Split = Literal["train", "dev", "test"]
 
@@ -106,11 +81,6 @@ def group_references(examples: Iterable[Example]) -> list[tuple[Table, list[str]
     for example in examples:
         groups.setdefault(example.table, []).append(example.text)
     return list(groups.items())
-
-
-def cache_dir() -> Path:
-    """The folder of downloads: `MINGPT_PREFIX_CACHE`, or `~/.cache/mingpt-prefix`."""
-    return Path(os.environ.get("MINGPT_PREFIX_CACHE") or "~/.cache/mingpt-prefix").expanduser()
 
 
 def e2e_available() -> bool:
@@ -203,18 +173,8 @@ def _download(url: str, path: Path) -> bytes:
     if not _is_official(data):
         raise DataError(f"E2E download: not the official file (its SHA-256 differs){by_hand}")
     try:
-        _write_atomically(path, data)
+        write_atomically(path, data)
     except OSError as error:
         why = f"{error.strerror or error}; set MINGPT_PREFIX_CACHE to a writable folder"
         raise DataError(f"{printable(str(path), 200)}: {why}") from None
     return data
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

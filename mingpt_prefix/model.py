@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import kernels
-from .batch import Layout, PrefixKV, make_layout, make_positions
-from .config import ModelConfig
+from mingpt_prefix import kernels
+from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
+from mingpt_prefix.config import ModelConfig
 
 # Attention of one layer: (layer, qkv (T, 3, H, D)) -> (T, H, D).
 Attend = Callable[[int, Tensor], Tensor]
@@ -86,7 +86,9 @@ class GPT2(nn.Module):
         """Fresh weights as GPT-2 draws them: normal with std 0.02, residual projections scaled by 1/sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")):
+            if name.endswith(
+                ("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")
+            ):
                 std = 0.02 / (2 * self.config.n_layer) ** 0.5 if "c_proj" in name else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
         return self
@@ -147,9 +149,12 @@ class GPT2(nn.Module):
         if prefix is not None and prefix_ids is None:
             prefix_ids = [0] * len(ids)
         layout = make_layout([len(i) for i in ids], prefix_ids, prefix_from).to(self.device)
-        positions = make_positions(layout, None if prefix is None else prefix.lengths)
+        in_front = prefix is not None and prefix_from is None
+        positions = make_positions(layout, prefix.lengths if in_front else None)
         if len(positions) and int(positions.max()) >= self.config.n_positions:
-            raise ValueError(f"sequences: position {int(positions.max())} passes the limit {self.config.n_positions}")
+            raise ValueError(
+                f"sequences: position {int(positions.max())} passes the limit {self.config.n_positions}"
+            )
         hidden = self(torch.cat(ids), positions, layout, prefix)
         logits = self.head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -15,17 +15,10 @@ from pathlib import Path
 import pytest
 
 from mingpt_prefix import data
-from mingpt_prefix.data import (
-    cache_dir,
-    e2e_available,
-    group_references,
-    iter_tables,
-    load_examples,
-    load_split,
-    read_csv,
-    read_examples,
-)
+from mingpt_prefix.data import e2e_available, group_references, load_examples, load_split
 from mingpt_prefix.errors import DataError, TableError
+from mingpt_prefix.files import cache_dir
+from mingpt_prefix.readers import iter_tables, read_csv, read_examples
 from mingpt_prefix.tables import Example, Table, format_table, parse_table
 
 ROWS = [(f"name[Place {i // 2}], eatType[pub]", f"Sentence {i}.") for i in range(200)]

@@ -1,0 +1,79 @@
+"""Checkpoints a run goes on from: each one file, written whole or not at all.
+
+    save_checkpoint(folder, step, tensors, state)
+    checkpoint = load_newest(folder)
+
+A checkpoint is `step-00001200.safetensors`: tensors, and `state`, a JSON object, in its metadata.
+The last two are kept, so that a file damaged by the disk costs one interval at most.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.files import replace_atomically
+from mingpt_prefix.tables import printable
+
+KEEP = 2
+_KEY = "mingpt_prefix"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved after `step` optimizer steps."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """Write the checkpoint of `step` into `folder`, then delete all but the last two.
+
+    Raises:
+        CheckpointError: when it cannot be written; the older ones are then as they were.
+    """
+    metadata = {_KEY: json.dumps({**state, "step": step}, sort_keys=True)}
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = folder / f"step-{step:08d}.safetensors"
+    try:
+        replace_atomically(path, lambda part: save_file(held, part, metadata))
+        for old in _saved(folder)[:-KEEP]:
+            old.unlink()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{printable(str(path), 200)}: cannot be written: {error}") from None
+
+
+def load_newest(folder: Path) -> Checkpoint:
+    """Read the newest checkpoint in `folder` that is whole.
+
+    Raises:
+        CheckpointError: when there is none, naming what is wrong with the newest.
+    """
+    name = printable(str(folder), 200)
+    wrong = f"{name}: no checkpoint in it"
+    for path in reversed(_saved(folder)):
+        try:
+            return _load(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            wrong = f"{name}/{path.name}: damaged: {printable(str(error), 100)}"
+    raise CheckpointError(wrong)
+
+
+def _load(path: Path) -> Checkpoint:
+    with safe_open(path, "pt") as file:
+        state = json.loads((file.metadata() or {})[_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    step = state["step"]
+    if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
+        raise ValueError("its name does not fit its step")
+    return Checkpoint(step, tensors, state)
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))
