@@ -1,7 +1,8 @@
 """Attention over packed sequences with prefix rows; imported as ``mingpt_prefix.kernels``.
 
-`prefix_attention` is one call for one layer. A model that calls it for many layers of the same batch prepares
-what depends on the batch's shape alone once, by `bind`, and calls the result for each layer.
+`prefix_attention` is one call for one layer. A model that calls it for many layers of the same
+batch prepares what depends on the batch's shape alone once, by `bind`, and calls the result for
+each layer.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,10 @@ def bind(
     prefix_from: Tensor,
     max_seq_len: int,
 ) -> Attention:
-    """The attention of one batch: a function of a layer's `qkv` (T, 3, H, D) and `prefix_kv` (2, R, H, D).
+    """The attention of one batch: a function of a layer's qkv (T, 3, H, D), prefix_kv (2, R, H, D).
 
-    The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError for an unknown backend.
+    The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError for an
+    unknown backend.
     """
     if backend != "reference":
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")

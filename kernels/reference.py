@@ -1,8 +1,9 @@
 """Prefix attention in plain PyTorch: the oracle for every kernel, and the path used without a GPU.
 
-Sequences are packed one after the other (no padding); each may see the rows of one prefix in front of its own keys
-and values (Li & Liang 2021, section 4). The packed rows are spread to a padded (B, S) grid, the prefix rows are set in
-front of the keys, and torch's scaled dot product attention does the rest.
+Sequences are packed one after the other (no padding); each may see the rows of one prefix in front
+of its own keys and values (Li & Liang 2021, section 4). The packed rows are spread to a padded
+(B, S) grid, the prefix rows are set in front of the keys, and torch's scaled dot product attention
+does the rest.
 """
 
 import torch
@@ -11,10 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def _prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (B, P) of each sequence's prefix, padded with row 0, and where they are real (B, P) bool."""
-    sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[
-        ids.long()
-    ]  # id -1 takes the last entry: no rows
+    """Each sequence's prefix rows (B, P), padded with row 0; where they are real (B, P) bool."""
+    # Index -1 takes the entry added last: no rows.
+    sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]
     row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
     real = row < sizes[:, None]
     first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
@@ -22,10 +22,10 @@ def _prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PaddedPlan:
-    """Where each packed token lies in the padded grid, and who sees whom: made once a batch, called once a layer.
+    """Where each packed token lies in the padded grid, and who sees whom.
 
-    Arguments as `prefix_attention`, with `n_tokens` = T. Calling it with `qkv` (T, 3, H, D) and `prefix_kv`
-    (2, R, H, D) gives (T, H, D).
+    Made once a batch, called once a layer. Arguments as `prefix_attention`, with `n_tokens` = T.
+    Calling it with `qkv` (T, 3, H, D) and `prefix_kv` (2, R, H, D) gives (T, H, D).
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class PaddedPlan:
     def _see_prefixes(
         self, starts: Tensor, ids: Tensor, prefix_from: Tensor, column: Tensor
     ) -> None:
-        """Sets `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S), True where seen."""
+        """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
+
+        The mask is True where seen. Both have 1 for B where all sequences are alike.
+        """
         rows, has_row = _prefix_rows(starts, ids)
         if rows.shape[1] == 0:
             return
@@ -71,6 +74,8 @@ class PaddedPlan:
         q, k, v = grid.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
         if self.rows is None:
             out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            if prefix_kv.requires_grad:  # rows that nobody sees have a gradient too: 0
+                out = out + prefix_kv[:, :0].sum().to(out.dtype)
         else:
             front = prefix_kv.to(qkv.dtype)[:, self.rows].transpose(2, 3)  # (2, B or 1, H, P, D)
             front = front.expand(2, n_seqs, *front.shape[2:])
@@ -119,20 +124,26 @@ def decode_attention(
 ) -> Tensor:
     """One new token of each sequence against its cached tokens and its prefix; one layer.
 
-    qkv (B, 3, H, D); cache (2, S, H, D), into which the new keys and values are written; block_table (B, K) int: the
-    cache row of each of a sequence's tokens, so that sequences share what they have in common; lengths (B,): how many
-    tokens of each are in the cache already; prefix_kv, prefix_starts, prefix_ids as in `prefix_attention`.
+    qkv (B, 3, H, D).
+    cache (2, S, H, D), into which the new keys and values are written.
+    block_table (B, K) int: the cache row of each of a sequence's tokens, the new one among them, so
+    that sequences share what they have in common; entries after the new token's are not read.
+    lengths (B,): how many tokens of each are in the cache already.
+    prefix_kv, prefix_starts, prefix_ids: as in `prefix_attention`.
 
     Returns (B, H, D).
     """
     q, k, v = qkv.unbind(1)  # each (B, H, D)
-    own = block_table.gather(1, lengths[:, None].long())[:, 0].long()
-    cache[0, own], cache[1, own] = k, v
-    column = torch.arange(int(lengths.max()) + 1, device=qkv.device)
-    keys, values = cache[:, block_table[:, : len(column)].long()]  # each (B, S, H, D)
+    own = block_table.gather(1, lengths[:, None].long()).long()  # (B, 1)
+    cache[0, own[:, 0]], cache[1, own[:, 0]] = k, v
+    column = torch.arange(int(lengths.max()) + 1 if len(lengths) else 0, device=qkv.device)
+    live = column <= lengths[:, None]  # (B, S)
+    # A masked NaN is still a NaN, and a row not yet written may hold one: take the own row there.
+    table = torch.where(live, block_table[:, : len(column)].long(), own)
+    keys, values = cache[:, table]  # each (B, S, H, D)
     rows, seen = _prefix_rows(prefix_starts, prefix_ids)
     front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)
     keys = torch.cat([front[0], keys], dim=1).transpose(1, 2)  # (B, H, P + S, D)
     values = torch.cat([front[1], values], dim=1).transpose(1, 2)
-    mask = torch.cat([seen, column <= lengths[:, None]], dim=1)[:, None, None]
+    mask = torch.cat([seen, live], dim=1)[:, None, None]  # (B, 1, 1, P + S)
     return scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]

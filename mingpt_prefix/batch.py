@@ -172,138 +172,6 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
     return index + (shift - layout.seq_starts[:-1]).repeat_interleave(lengths.long())
 
 
-def pack(cls, prefixes: Sequence["PrefixKV | Tensor"]) -> "PrefixKV":
-        """Several prefixes, each with a length of its own, as one; keeps the graph.
-
-        Raises:
-            ValueError: for none.
-        """
-        if not prefixes:
-            raise ValueError("prefixes: expected at least one")
-        parts = [p if isinstance(p, PrefixKV) else cls.from_tensor(p) for p in prefixes]
-        sizes = torch.cat([p.starts.diff() for p in parts])
-        return cls(torch.cat([p.kv for p in parts], dim=2), _offsets(sizes))
-
-    @property
-    def lengths(self) -> Tensor:
-        """Rows of each prefix, (N,) int32."""
-        return self.starts.diff()
-
-    def to(self, *args, **kwargs) -> "PrefixKV":
-        kv = self.kv.to(*args, **kwargs)
-        return PrefixKV(kv, self.starts.to(kv.device))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where B packed sequences lie, and what prefix each of them sees from which of its tokens on.
-
-    seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
-    max_seq_len: the longest sequence, or more.
-    """
-
-    seq_starts: Tensor
-    prefix_ids: Tensor
-    prefix_from: Tensor
-    max_seq_len: int
-
-    def to(self, device) -> "Layout":
-        tensors = (t.to(device) for t in (self.seq_starts, self.prefix_ids, self.prefix_from))
-        return Layout(*tensors, self.max_seq_len)
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """B sequences in T tokens, and the M of them that are to be predicted.
-
-    tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    layout: Layout
-    target_index: Tensor
-    target_tokens: Tensor
-
-    @property
-    def n_targets(self) -> int:
-        return len(self.target_tokens)
-
-    def to(self, device) -> "PackedBatch":
-        tokens, positions, index, targets = (
-            t.to(device, non_blocking=True)
-            for t in (self.tokens, self.positions, self.target_index, self.target_tokens)
-        )
-        return PackedBatch(tokens, positions, self.layout.to(device), index, targets)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
-
-    `offset` is added to its positions.
-    """
-
-    ids: Tensor
-    context: int
-    offset: int = 0
-
-    @property
-    def n_targets(self) -> int:
-        return len(self.ids) - self.context
-
-
-def encode_prompt(tokenizer: Tokenizer, table: Table, text_format: str = TEXT_FORMAT) -> list[int]:
-    """What a model is given to describe `table`: the table's text, then the end token."""
-    return [*tokenizer.encode(linearize(table, text_format)), tokenizer.eos]
-
-
-def encode_example(
-    tokenizer: Tokenizer, example: Example, text_format: str = TEXT_FORMAT
-) -> Encoded:
-    """The prompt of the example's table, then its text and another end token, to be predicted."""
-    prompt = encode_prompt(tokenizer, example.table, text_format)
-    target = tokenizer.encode(target_text(example.text, text_format))
-    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
-
-
-def _offsets(sizes: Tensor) -> Tensor:
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(torch.int32)
-
-
-def make_layout(
-    lengths: Sequence[int],
-    prefix_ids: Tensor | Sequence[int] | None = None,
-    prefix_from: Tensor | Sequence[int] | None = None,
-) -> Layout:
-    """The layout of sequences of these lengths.
-
-    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence.
-    """
-
-    def each(values, default):
-        if values is None:
-            return torch.full((len(lengths),), default, dtype=torch.int32)
-        return torch.as_tensor(values, dtype=torch.int32)
-
-    starts = _offsets(torch.tensor(lengths, dtype=torch.int64))
-    return Layout(starts, each(prefix_ids, -1), each(prefix_from, 0), max(lengths, default=0))
-
-
-def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
-    """Positions (T,) int64: (own prefix's length) + i where a prefix stands in front, i elsewhere.
-
-    As in the paper's code and in PEFT; a prefix seen from a later token on moves no positions.
-    """
-    lengths = layout.seq_starts.diff()
-    shift = torch.zeros_like(lengths)
-    if prefix_lengths is not None:
-        in_front = (layout.prefix_ids >= 0) & (layout.prefix_from == 0)
-        shift = torch.where(in_front, prefix_lengths[layout.prefix_ids.clamp(min=0).long()], 0)
-    index = torch.arange(int(layout.seq_starts[-1]), device=lengths.device)
-    return index + (shift - layout.seq_starts[:-1]).repeat_interleave(lengths.long())
-
-
 def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> PackedBatch:
     """Examples one after the other, all with prefix 0 of `prefix_length` rows in front, or none."""
     lengths = [len(e.ids) for e in examples]
@@ -315,7 +183,7 @@ def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> Packe
             torch.tensor(lengths)
         )
     tokens = torch.cat([e.ids for e in examples]).long()
-    starts = layout.seq_starts.tolist()
+    starts = layout.seq_starts[:-1].tolist()
     index = torch.cat(
         [
             torch.arange(s + e.context - 1, s + len(e.ids) - 1)

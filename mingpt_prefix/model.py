@@ -1,7 +1,8 @@
-"""GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows in front of every layer's attention.
+"""GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows before every layer's keys.
 
-The parameters bear GPT-2's own names and its (in, out) weight layout, so that OpenAI's weights load by name as they
-are. All B sequences of a batch lie one after the other in T tokens; C = H * D is the width, V the vocabulary.
+The parameters bear GPT-2's own names and its (in, out) weight layout, so that OpenAI's weights load
+by name as they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
+the width, V the vocabulary.
 
     hidden = model(tokens, positions, layout, prefix)     # (T, C)
     logits = model.head(hidden[predicting])               # only where a logit is wanted
@@ -69,9 +70,9 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The model. `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
+    """The model. `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
 
-    `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
+    `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
@@ -83,7 +84,7 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
     def initialize(self, seed: int) -> "GPT2":
-        """Fresh weights as GPT-2 draws them: normal with std 0.02, residual projections scaled by 1/sqrt(2 L)."""
+        """Fresh weights as GPT-2 draws them: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(
@@ -105,11 +106,17 @@ class GPT2(nn.Module):
         return self.ln_f(x)
 
     def bind_attention(self, n_tokens: int, layout: Layout, prefix: PrefixKV | None) -> Attend:
-        """The attention of T packed tokens for `trunk`."""
+        """The attention of T packed tokens for `trunk`.
+
+        Raises ValueError for a prefix of another shape than the model's.
+        """
+        n_rows = 0 if prefix is None else prefix.kv.shape[2]
+        shape = (self.config.n_layer, 2, n_rows, self.config.n_head, self.config.head_dim)
         if prefix is None:
-            shape = (self.config.n_layer, 2, 0, self.config.n_head, self.config.head_dim)
             kv = self.wte.weight.new_zeros(shape)
             starts = layout.seq_starts.new_zeros(1)
+        elif prefix.kv.shape != shape:
+            raise ValueError(f"prefix: expected shape {shape}, got {tuple(prefix.kv.shape)}")
         else:
             kv, starts = prefix.kv, prefix.starts
         call = kernels.bind(
@@ -126,7 +133,10 @@ class GPT2(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, prefix: PrefixKV | None = None
     ) -> Tensor:
-        """Hidden states (T, C) of packed tokens (T,) at positions (T,), each sequence with the prefix it sees."""
+        """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix.
+
+        Raises ValueError for a prefix of another shape than the model's.
+        """
         return self.trunk(tokens, positions, self.bind_attention(len(tokens), layout, prefix))
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -140,21 +150,30 @@ class GPT2(nn.Module):
         prefix_ids: Tensor | Sequence[int] | None = None,
         prefix_from: Tensor | Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Logits of every token of B sequences, each (T_b,) ids -> (T_b, V) float32 (float64 model: float64).
+        """Logits of every token of B sequences, each (T_b,) ids -> (T_b, V).
 
-        With a `prefix`, `prefix_ids` None means prefix 0 for all; -1 none; `prefix_from` None from the start on.
-        Keeps the autograd graph. Raises ValueError where a position passes the model's limit.
+        They are float32 (float64 model: float64). With a `prefix`, `prefix_ids` None means prefix 0
+        for all; -1 none; `prefix_from` None from the start on. Keeps the autograd graph.
+
+        Raises:
+            ValueError: where a position passes the model's limit, an id names no prefix, or the
+                prefix has another shape than the model's.
         """
+        if len(sequences) == 0:
+            return []
         ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
         if prefix is not None and prefix_ids is None:
             prefix_ids = [0] * len(ids)
         layout = make_layout([len(i) for i in ids], prefix_ids, prefix_from).to(self.device)
+        n_prefixes = 0 if prefix is None else len(prefix.lengths)
+        if not ((layout.prefix_ids >= -1) & (layout.prefix_ids < n_prefixes)).all():
+            given = layout.prefix_ids.tolist()
+            raise ValueError(f"prefix_ids: {given} of {n_prefixes} prefixes (-1: none)")
         in_front = prefix is not None and prefix_from is None
         positions = make_positions(layout, prefix.lengths if in_front else None)
         if len(positions) and int(positions.max()) >= self.config.n_positions:
-            raise ValueError(
-                f"sequences: position {int(positions.max())} passes the limit {self.config.n_positions}"
-            )
+            last, limit = int(positions.max()), self.config.n_positions
+            raise ValueError(f"sequences: position {last} passes the limit {limit}")
         hidden = self(torch.cat(ids), positions, layout, prefix)
         logits = self.head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()

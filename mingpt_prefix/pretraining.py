@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mingpt_prefix.batch import Encoded, pack
-from mingpt_prefix.errors import DataError
+from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.text import documents
 from mingpt_prefix.tokenizer import Tokenizer
@@ -67,7 +67,10 @@ def read_corpus(
 
     Raises:
         DataError: when a file is missing or damaged, or too short to train on.
+        ConfigError: when a window is longer than `n_positions`.
     """
+    if not 2 <= block_size <= n_positions:
+        raise ConfigError(f"block-size must lie in 2 to {n_positions}, not {block_size}")
     streams: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     held_out_bytes = 0
     for path in paths:

@@ -186,14 +186,12 @@ def test_linearize_prints_the_names_of_the_paper() -> None:
         "name[The Mill], eatType[pub], food[Thai], priceRange[high], customer rating[5 out of 5], "
         "area[riverside], familyFriendly[yes], near[Café Rouge], wingSpan[2 m]"
     )
-    assert (
-        linearize(table)
-        == linearize(table, TEXT_FORMAT)
-        == (
-            " name : The Mill | Type : pub | food : Thai | price : high | customer rating : 5 out of 5"
-            " | area : riverside | family friendly : yes | near : Café Rouge | wingSpan : 2 m"
-        )
+    expected = (
+        " name : The Mill | Type : pub | food : Thai | price : high"
+        " | customer rating : 5 out of 5 | area : riverside | family friendly : yes"
+        " | near : Café Rouge | wingSpan : 2 m"
     )
+    assert linearize(table) == linearize(table, TEXT_FORMAT) == expected
 
 
 def test_target_text_is_one_line_after_one_space() -> None:

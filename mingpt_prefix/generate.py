@@ -1,0 +1,227 @@
+"""New tokens after ragged prompts: greedy, sampled, or by beam search.
+
+    generate(model, [tokenizer.encode(text)], prefix, beams=5)  # one list of new ids a prompt
+
+A batch's prompts go through the model packed, once; then every step takes one token of each row,
+and rows that are finished leave the batch.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.beam_search import search_beams
+from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.model import GPT2
+
+# The next token of each row (B,), by the logits (B, V), the rows' numbers in the batch (B,), and
+# how many tokens came before.
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How tokens are chosen; `eos` -1: no token ends a sequence."""
+
+    beams: int
+    length_penalty: float
+    eos: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+
+    def __post_init__(self):
+        if self.beams < 1:
+            raise ConfigError(f"beams must be positive, not {self.beams}")
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature must be positive, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top-k must be positive, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
+        if self.beams > 1 and self.samples:
+            raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
+
+    @property
+    def samples(self) -> bool:
+        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt; its prefix (-1: none), how many new tokens it may get, the seed of its draws."""
+
+    ids: list[int]
+    prefix_id: int
+    limit: int
+    seed: int
+
+
+def generate(
+    model: GPT2,
+    prompts: Sequence[Sequence[int] | Tensor],
+    prefix: PrefixKV | None = None,
+    prefix_ids: Sequence[int] | Tensor | None = None,
+    beams: int = 1,
+    max_new_tokens: int = 100,
+    length_penalty: float = 1.0,
+    eos: Literal["model"] | int | None = "model",
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """The new ids of each prompt, in the order of the prompts, without the end token.
+
+    `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all. `eos`:
+    the model's own end token, another id, or None. One beam is greedy, or samples where there is a
+    `temperature`, `top_k` or `top_p`; for more see `beam_search`. A prompt gets fewer than
+    `max_new_tokens`, or none, where `n_positions` leave no room behind prefix and prompt.
+
+    What a prompt gets depends neither on the others of its batch nor on `batch_size`. Samples
+    depend on the seed, one for all or one for each prompt, and on the prompt; one that is given
+    twice gets two different samples.
+
+    Raises:
+        ConfigError: naming the argument that is out of range, or the prompt that is empty or does
+            not fit in the model's `n_positions`.
+        PrefixError: for a prefix of another model's shape.
+    """
+    eos = model.config.eos_token_id if eos == "model" else -1 if eos is None else eos
+    search = _Search(beams, length_penalty, eos, temperature, top_k, top_p)
+    for name, value in (("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} must be positive, not {value}")
+    prefix = _fitting(model, prefix)
+    rows = _make_rows(model, prompts, prefix, prefix_ids, max_new_tokens, seed)
+    results: list[list[int]] = [[] for _ in rows]
+    # Prompts of like length go together: their block tables are the narrowest.
+    order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                new = _generate_batch(model, [rows[i] for i in batch], prefix, search)
+                for i, ids in zip(batch, new, strict=True):
+                    results[i] = ids
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _fitting(model: GPT2, prefix: PrefixKV | None) -> PrefixKV:
+    """The prefix on the model's device and in its dtype; for None one without rows."""
+    config = model.config
+    if prefix is None:
+        kv = torch.empty(config.n_layer, 2, 0, config.n_head, config.head_dim)
+        prefix = PrefixKV(kv, torch.zeros(1, dtype=torch.int32))
+    shape, expected = prefix.kv.shape, (config.n_layer, 2, config.n_head, config.head_dim)
+    if len(shape) != 5 or (*shape[:2], *shape[3:]) != expected:
+        wanted = "({}, {}, rows, {}, {})".format(*expected)
+        raise PrefixError(f"prefix: shape {tuple(shape)}, where this model takes {wanted}")
+    return prefix.to(model.device, model.wte.weight.dtype)
+
+
+def _make_rows(
+    model: GPT2,
+    prompts: Sequence[Sequence[int] | Tensor],
+    prefix: PrefixKV,
+    prefix_ids: Sequence[int] | Tensor | None,
+    max_new_tokens: int,
+    seed: int | Sequence[int],
+) -> list[_Row]:
+    config, prefix_lengths = model.config, [*prefix.lengths.tolist(), 0]  # -1: the last, of 0 rows
+    if prefix_ids is None:
+        prefix_ids = [0 if len(prefix_lengths) > 1 else -1] * len(prompts)
+    prefix_ids = torch.as_tensor(prefix_ids, dtype=torch.long).tolist()
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    for name, values in (("prefix-ids", prefix_ids), ("seed", seeds)):
+        if len(values) != len(prompts):
+            raise ConfigError(f"{name}: {len(values)} values for {len(prompts)} prompts")
+    if any(not -1 <= i < len(prefix_lengths) - 1 for i in prefix_ids):
+        raise ConfigError(f"prefix-ids must lie in [-1, {len(prefix_lengths) - 1})")
+    rows, times = [], Counter()
+    for number, prompt in enumerate(prompts):
+        ids = torch.as_tensor(prompt, dtype=torch.long).tolist()
+        room = config.n_positions - prefix_lengths[prefix_ids[number]] - len(ids)
+        _check_prompt(number, ids, room, config.vocab_size)
+        key = (seeds[number], times[seeds[number], *ids], *ids)
+        times[seeds[number], *ids] += 1
+        row_seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+        rows.append(_Row(ids, prefix_ids[number], min(max_new_tokens, room), row_seed))
+    return rows
+
+
+def _check_prompt(number: int, ids: list[int], room: int, vocab_size: int) -> None:
+    if not ids:
+        raise ConfigError(f"prompts: number {number} is empty")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise ConfigError(f"prompts: number {number} has an id outside the vocabulary")
+    if room < 0:
+        what = f"number {number}, of {len(ids)} tokens, is {-room} too long for the model"
+        raise ConfigError(f"prompts: {what} and its prefix")
+
+
+def _generate_batch(
+    model: GPT2, rows: list[_Row], prefix: PrefixKV, search: _Search
+) -> list[list[int]]:
+    prompts, prefix_ids = [row.ids for row in rows], [row.prefix_id for row in rows]
+    room = [row.limit * search.beams for row in rows]
+    cache = KVCache(model, prompts, prefix, prefix_ids, room)
+    limits = torch.tensor([row.limit for row in rows], device=model.device)
+    if search.beams > 1:
+        return search_beams(cache, search.beams, limits, search.eos, search.length_penalty)
+    return _choose_tokens(cache, limits, search.eos, _chooser(rows, search, model.device))
+
+
+def _choose_tokens(cache: KVCache, limits: Tensor, eos: int, choose: Choose) -> list[list[int]]:
+    """One sequence a row, token after token."""
+    most = int(limits.max())
+    new, counts = limits.new_zeros(len(limits), most), torch.zeros_like(limits)
+    numbers = torch.arange(len(limits), device=limits.device)  # of the rows that are left
+    for step in range(most):
+        tokens = choose(cache.logits, numbers, step)
+        new[numbers, step] = tokens
+        counts[numbers] += tokens != eos
+        going = ((tokens != eos) & (step + 1 < limits[numbers])).nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(numbers):
+            numbers, tokens = numbers[going], tokens[going]
+            cache.keep(going)
+        cache.step(tokens)
+    return [ids[:n] for ids, n in zip(new.tolist(), counts.tolist(), strict=True)]
+
+
+def _chooser(rows: list[_Row], search: _Search, device: torch.device) -> Choose:
+    if not search.samples:
+        return lambda logits, numbers, step: logits.argmax(-1)
+    most = max(row.limit for row in rows)
+    # Every row has a generator of its own; what it draws is independent of the other rows.
+    generators = (torch.Generator().manual_seed(row.seed) for row in rows)
+    draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
+
+    def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
+        values, order = logits.topk(min(search.top_k or logits.shape[1], logits.shape[1]))
+        shares = (values.double() / (search.temperature or 1.0)).softmax(-1)  # largest first
+        if search.top_p is not None:
+            # The likeliest tokens that together reach top_p: those with less than it before them.
+            shares *= shares.cumsum(-1) - shares < search.top_p
+        sums = shares.cumsum(-1)
+        place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
+        return order.gather(1, place)[:, 0]
+
+    return choose

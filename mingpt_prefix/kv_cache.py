@@ -1,0 +1,93 @@
+"""The keys and values of a batch's tokens while new ones are generated.
+
+A cache row is one token's keys and values. Which rows a sequence reads stands in its block table,
+so the beams of a prompt share its rows, and what they have in common since: when beams part or
+rows leave the batch, tables move, never keys or values.
+
+    cache = KVCache(model, prompts, prefix, prefix_ids, limits)
+    cache.step(cache.logits.argmax(-1))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mingpt_prefix import kernels
+from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
+from mingpt_prefix.model import GPT2
+
+
+class KVCache:
+    """B rows, each a sequence behind its prefix.
+
+    `logits` (B, V), float32, are those after the last token of each row; `step` appends one token
+    to each row; `keep` puts some of the rows in the place of all of them.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        prompts: Sequence[list[int]],
+        prefix: PrefixKV,
+        prefix_ids: Sequence[int],
+        limits: Sequence[int],
+    ):
+        """Run the prompts, packed. `limits` (B,): how many tokens can be appended to each."""
+        self.model, self.prefix = model, prefix
+        layout = make_layout([len(ids) for ids in prompts], prefix_ids).to(model.device)
+        self.prefix_ids = layout.prefix_ids
+        self.lengths = layout.seq_starts.diff().long()  # (B,)
+        starts = layout.seq_starts[:-1, None]
+        columns = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        self.n_rows = sum(len(ids) for ids in prompts)
+        # Columns past a sequence's own tokens are not read before they are written.
+        self.table = starts + torch.arange(columns, dtype=torch.int32, device=model.device)
+        self.table.clamp_(max=self.n_rows - 1)  # (B, K)
+        n_layer, _, _, n_head, head_dim = prefix.kv.shape
+        size = self.n_rows + sum(limits)
+        self.kv = prefix.kv.new_empty(n_layer, 2, size, n_head, head_dim)
+        tokens = torch.tensor([i for ids in prompts for i in ids], device=model.device)
+        self.logits, self.positions = self._prefill(tokens, layout)
+
+    def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The logits (B, V) after each prompt, and the positions (B,) of what comes next."""
+        lengths = self.prefix.lengths if len(self.prefix.lengths) else None
+        positions = make_positions(layout, lengths)
+        attend = self.model.bind_attention(len(tokens), layout, self.prefix)
+
+        def attend_and_keep(layer: int, qkv: Tensor) -> Tensor:
+            self.kv[layer, :, : len(tokens)] = qkv[:, 1:].transpose(0, 1)  # (2, T, H, D)
+            return attend(layer, qkv)
+
+        last = layout.seq_starts[1:].long() - 1
+        hidden = self.model.trunk(tokens, positions, attend_and_keep)
+        return self._head(hidden[last]), positions[last] + 1
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token to each row, (B,)."""
+        own = torch.arange(
+            self.n_rows, self.n_rows + len(tokens), dtype=torch.int32, device=tokens.device
+        )
+        self.n_rows += len(tokens)
+        self.table.scatter_(1, self.lengths[:, None], own[:, None])
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            kv, starts, ids = self.prefix.kv[layer], self.prefix.starts, self.prefix_ids
+            cache = self.kv[layer]
+            return kernels.decode_attention(qkv, cache, self.table, self.lengths, kv, starts, ids)
+
+        hidden = self.model.trunk(tokens, self.positions, attend)
+        self.lengths, self.positions = self.lengths + 1, self.positions + 1
+        self.logits = self._head(hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the present rows, by index (B',); each any number of times."""
+        self.table, self.lengths, self.positions = (
+            t[rows] for t in (self.table, self.lengths, self.positions)
+        )
+        self.prefix_ids, self.logits = self.prefix_ids[rows], self.logits[rows]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        # float32 even for a float64 model: transformers ranks tokens by such numbers.
+        return self.model.head(hidden).float()

@@ -1,0 +1,236 @@
+"""Training: one step for prefix-tuning, full fine-tuning and pretraining, and the loop around it.
+
+    trainer = Trainer(config, model, train_set, dev_set)
+    for progress in trainer.steps():
+        ...
+
+The modes differ in what is trained (the prefix encoder, or the model) and in nothing else. The loss
+is the sum over target tokens divided by their number in the whole optimizer batch, however it is
+cut into micro-batches. A run is a function of its settings: batches, dropout and the learning rate
+of a step depend on (seed, step) alone, which makes resuming exact.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, batches, pack
+from mingpt_prefix.checkpoint import Checkpoint
+from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import PrefixEncoder
+
+MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    dev_loss: float | None = None
+    is_best: bool = False
+
+    def log_line(self) -> dict:
+        line = {"step": self.step, "loss": self.loss, "lr": self.lr}
+        return line if self.dev_loss is None else {**line, "dev_loss": self.dev_loss}
+
+
+class Trainer:
+    """One run: `model` and what is trained of it, its optimizer, and how far it has come.
+
+    In prefix mode `model` is frozen, in whatever dtype it is held; otherwise its weights are
+    trained in float32, with matrix products in `config.dtype` (autocast).
+
+    Raises:
+        ConfigError: when an example does not fit the model's positions.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: GPT2,
+        train_set: Sequence[Encoded],
+        dev_set: Sequence[Encoded],
+    ) -> None:
+        self.config, self.model, self.train_set = config, model, train_set
+        self.dev_set = dev_set[:: -(-len(dev_set) // MAX_DEV) or 1]
+        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+        per_epoch = -(-len(train_set) // config.batch_size)
+        self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
+        self._make_learner()
+        self._check_positions()
+        self.optimizer = make_optimizer(self.learner, config)
+
+    @property
+    def prefix_length(self) -> int | None:
+        return self.config.prefix_length if self.config.mode == "prefix" else None
+
+    def _make_learner(self) -> None:
+        config, model = self.config, self.model
+        is_prefix = config.mode == "prefix"
+        model.requires_grad_(not is_prefix)
+        model.dropout = 0.0 if is_prefix else config.dropout
+        self.learner: nn.Module = model
+        if is_prefix:
+            shape = (config.prefix_length, config.mid_dim, config.reparam, config.seed)
+            self.learner = PrefixEncoder(model.config, *shape).to(model.device)
+
+    def _check_positions(self) -> None:
+        rows, limit = self.prefix_length or 0, self.model.config.n_positions
+        if self.config.mode == "pretrain":
+            return  # its windows are cut to fit
+        longest = max(len(e.ids) for e in (*self.train_set, *self.dev_set))
+        if rows + longest > limit:
+            raise ConfigError(
+                f"{rows} prefix rows and the longest sequence of {longest} tokens pass the model's"
+                f" limit of {limit} positions"
+            )
+
+    def steps(self) -> Iterator[Progress]:
+        """Train to the end, from wherever the run is; yields after each step.
+
+        Raises:
+            TrainingError: when a loss or gradient is not finite; nothing has been changed by it.
+        """
+        config = self.config
+        order = batches(len(self.train_set), config.batch_size, config.seed, self.step)
+        eval_every = math.ceil(self.total_steps / config.evals)
+        while self.step < self.total_steps:
+            examples = [self.train_set[i] for i in next(order)]
+            lr = learning_rate(self.step, self.total_steps, config)
+            loss = self._train_step(examples, lr)
+            self.step += 1
+            dev_loss, is_best = None, False
+            if self.dev_set and (self.step % eval_every == 0 or self.step == self.total_steps):
+                dev_loss = self.dev_loss()
+                is_best = dev_loss < self.best_loss
+                if is_best:
+                    self.best_loss, self.best_step = dev_loss, self.step
+            tokens = sum(len(e.ids) for e in examples)
+            yield Progress(self.step, loss, lr, tokens, dev_loss, is_best)
+
+    def _train_step(self, examples: Sequence[Encoded], lr: float) -> float:
+        """One optimizer step; returns its loss. Gradients add up over the micro-batches."""
+        config = self.config
+        self.model.train()
+        torch.manual_seed(_mix(config.seed, self.step))  # dropout's random state
+        prefix = self.learner() if config.mode == "prefix" else None
+        # The encoder runs once: its rows' gradient adds up in a leaf and goes back through it once.
+        rows = None if prefix is None else PrefixKV(prefix.kv.detach(), prefix.starts)
+        if rows is not None:
+            rows.kv.requires_grad_()
+        n_targets = sum(e.n_targets for e in examples)
+        loss = torch.zeros((), device=self.model.device)
+        for start in range(0, len(examples), config.micro_batch_size):
+            batch = pack(examples[start : start + config.micro_batch_size], self.prefix_length)
+            part = self._summed_loss(batch.to(self.model.device), rows) / n_targets
+            part.backward()
+            loss += part.detach()
+        if prefix is not None:
+            prefix.kv.backward(rows.kv.grad)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
+        if not torch.isfinite(loss + norm):
+            what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
+            raise TrainingError(f"step {self.step + 1}: {what}: lower --lr, or look at the data")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+
+    def _summed_loss(self, batch: PackedBatch, prefix: PrefixKV | None) -> Tensor:
+        """Cross-entropy in nats summed over the batch's targets, the head run on those alone."""
+        model, dtype = self.model, AMP_DTYPES.get(self.config.dtype)
+        trains_weights = self.config.mode != "prefix"
+        autocast = torch.autocast(model.device.type, dtype) if dtype and trains_weights else None
+        with autocast or nullcontext():
+            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
+            logits = model.head(hidden[batch.target_index])  # (M, V)
+        return F.cross_entropy(logits.float(), batch.target_tokens, reduction="sum")
+
+    @torch.no_grad()
+    def dev_loss(self) -> float:
+        """Mean loss over the targets of the dev set, in nats."""
+        self.model.eval()
+        prefix = self.folded_prefix()
+        size = max(self.config.micro_batch_size, 32)
+        total = 0.0
+        for start in range(0, len(self.dev_set), size):
+            batch = pack(self.dev_set[start : start + size], self.prefix_length)
+            total += float(self._summed_loss(batch.to(self.model.device), prefix))
+        return total / sum(e.n_targets for e in self.dev_set)
+
+    def folded_prefix(self) -> PrefixKV | None:
+        """The prefix as plain rows; None in the other modes."""
+        if self.config.mode != "prefix":
+            return None
+        with torch.no_grad():
+            return self.learner()
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """All that `restore` needs: tensors, and a JSON object."""
+        tensors = {f"trained.{name}": p for name, p in self.learner.named_parameters()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{index}.{key}": value for key, value in slots.items()})
+        return tensors, {"best_loss": self.best_loss, "best_step": self.best_step}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`.
+
+        Raises:
+            CheckpointError: when it is not of this run's shape.
+        """
+        slots: dict[int, dict[str, Tensor]] = {}
+        try:
+            own = dict(self.learner.named_parameters())
+            with torch.no_grad():
+                for name, tensor in checkpoint.tensors.items():
+                    kind, _, rest = name.partition(".")
+                    if kind == "trained":
+                        own.pop(rest).copy_(tensor)
+                    else:
+                        index, _, key = rest.partition(".")
+                        slots.setdefault(int(index), {})[key] = tensor
+            if own:
+                raise KeyError(next(iter(own)))
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            self.best_loss = float(checkpoint.state["best_loss"])
+            self.best_step = int(checkpoint.state["best_step"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint is of another run: {error}") from None
+        self.step = checkpoint.step
+
+
+def make_optimizer(learner: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); weight decay acts on matrices alone."""
+    decayed = [p for p in learner.parameters() if p.ndim >= 2]
+    others = [p for p in learner.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The rate of 0-based `step`: up over the warm-up's share of steps, then linearly to 0."""
+    warmup = round(config.warmup * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * (total_steps - step) / max(1, total_steps - warmup)
+
+
+def _mix(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
