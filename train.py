@@ -15,17 +15,19 @@ from contextlib import contextmanager
 from mingpt_prefix.checkpoint import RunFolder, load_newest, save_checkpoint
 from mingpt_prefix.config import MODELS, TrainConfig, to_json
 from mingpt_prefix.console import fail, parse, say, training_bar
-from mingpt_prefix.errors import MingptPrefixError
+from mingpt_prefix.errors import CheckpointError, MingptPrefixError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.prefix import PrefixInfo, save_prefix
+from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
+from mingpt_prefix.runs import read_run
 from mingpt_prefix.settings import TrainArgs, new_run_folder, resolve, resume
 from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.tasks import Task, load_task
+from mingpt_prefix.tasks import Score, Task, fingerprint, load_task
 from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import choose_dtype, load_model, save_model
+from mingpt_prefix.weights import load_model, save_model
 
 SAVE_EVERY_S = 300.0
+EXAMPLE_TABLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 
 
 def load_base(config: TrainConfig) -> GPT2:
@@ -52,6 +54,25 @@ def save_trained(trainer: Trainer, run: RunFolder) -> None:
         training=config.learning_settings(),
     )
     save_prefix(run.prefix_file, prefix.kv, info)
+
+
+def begin(args: TrainArgs, trainer: Trainer, task: Task) -> tuple[RunFolder, dict]:
+    """A new run's folder, or the old one and where it left off; and what run.json says."""
+    data = fingerprint(task.train_set)
+    if args.resume:
+        run, content = RunFolder(args.resume), read_run(args.resume)
+        if content.get("data") != data:
+            raise CheckpointError(f"{run.path}: the training data is not what the run began with")
+        if checkpoint := load_newest(run.checkpoints):
+            trainer.restore(checkpoint)
+        run.cut_log(trainer.step)
+        return run, content
+    run = RunFolder.create(args.out or new_run_folder(trainer.config))
+    before = task.score(trainer.model.eval(), None)
+    say(f"Before training: {before.line}.")
+    content = {"config": to_json(trainer.config), "data": data, "before": before.values}
+    run.write_run({**content, "result": None})
+    return run, content
 
 
 @contextmanager
@@ -86,30 +107,44 @@ def train(trainer: Trainer, run: RunFolder) -> int:
             show(progress)
             if progress.is_best:
                 save_trained(trainer, run)
-            if caught or progress.dev_loss is not None or time.monotonic() - saved_at > SAVE_EVERY_S:
+            if (
+                caught
+                or progress.dev_loss is not None
+                or time.monotonic() - saved_at > SAVE_EVERY_S
+            ):
                 save()
                 saved_at = time.monotonic()
             if caught:
                 return caught[0]
+    if not trainer.dev_set:
+        save_trained(trainer, run)
     return 0
 
 
-def report(trainer: Trainer, task: Task, run: RunFolder, content: dict, seconds: float) -> None:
-    """Load what was kept, score it, and say what was made and what to try next."""
+def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
+    """The score of what the run has kept, read back from its files."""
     config = trainer.config
-    result = {"steps": trainer.step, "best_step": trainer.best_step, "seconds": round(seconds, 1)}
-    result["dev_loss"] = trainer.best_loss
-    result |= task.evaluate_saved(trainer, run)
+    if config.mode == "prefix":
+        kept = load_prefix(run.prefix_file).to(trainer.model.device)
+        return task.score(trainer.model.eval(), kept)
+    return task.score(load_model(run.model_folder, config.device, config.dtype), None)
+
+
+def report(trainer: Trainer, task: Task, run: RunFolder, content: dict, seconds: float) -> None:
+    """Score what was kept, complete run.json, and say what was made and what to try next."""
+    config = trainer.config
+    score = score_kept(trainer, task, run)
+    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values}
     run.write_run({**content, "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
-    has_picture = save_loss_curve(run.read_log(), run.path / "loss.png", title)
-    say(f"Trained for {trainer.step} steps in {seconds:.0f} s; best dev loss {trainer.best_loss:.3f}"
-        f" at step {trainer.best_step}.")  # fmt: skip
-    task.say_result(content["before"], result)
-    made = [run.prefix_file if config.mode == "prefix" else run.model_folder, run.log_file]
-    say(f"Written: {', '.join(map(str, made))}"
-        + (f", {run.path / 'loss.png'}" if has_picture else " (a picture needs the plots extra)"))  # fmt: skip
-    say(task.next_command(run))
+    drawn = save_loss_curve(run.read_log(), run.path / "loss.png", title)
+    say(f"Trained in {seconds:.0f} s. After training: {score.line}.")
+    for line in score.sample:
+        say(f"  {line}")
+    made = run.prefix_file if config.mode == "prefix" else run.model_folder
+    say(f"Written: {made}, log.jsonl and {'loss.png' if drawn else 'run.json'} beside it.")
+    if config.mode != "pretrain":
+        say(f"Try: python sample.py --run {run.path} --table '{EXAMPLE_TABLE}'")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,12 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(TrainArgs, argv, "train.py", __doc__)
         config, why = resume(args) if args.resume else resolve(args)
         say(why)
-        run = RunFolder(args.resume) if args.resume else None
         model = load_base(config)
-        task = load_task(config, model)
+        task = load_task(config, model.config)
         trainer = Trainer(config, model, task.train_set, task.dev_set)
-        content = {"config": to_json(config), "data": task.fingerprint(), "result": None}
-        
+        say(trainer.summary())
+        run, content = begin(args, trainer, task)
+        started = time.monotonic()
+        if number := train(trainer, run):
+            say(f"Stopped after step {trainer.step}, and saved. To go on:")
+            say(f"python train.py --resume {run.path}")
+            return 128 + number
+        report(trainer, task, run, content, time.monotonic() - started)
     except MingptPrefixError as error:
         return fail("train.py", error)
     return 0

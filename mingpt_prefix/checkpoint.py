@@ -1,4 +1,4 @@
-"""The run folder, and the checkpoints a run goes on from: each one file, written whole or not at all.
+"""The run folder, and the checkpoints a run goes on from: files written whole or not at all.
 
     run = RunFolder.create(Path("runs/first"))
     save_checkpoint(run.checkpoints, step, tensors, state)
@@ -114,20 +114,22 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         raise CheckpointError(f"{printable(str(path), 200)}: cannot be written: {error}") from None
 
 
-def load_newest(folder: Path) -> Checkpoint:
-    """Read the newest checkpoint in `folder` that is whole.
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Read the newest checkpoint in `folder` that is whole; None where none was saved yet.
 
     Raises:
-        CheckpointError: when there is none, naming what is wrong with the newest.
+        CheckpointError: when all are damaged, naming what is wrong.
     """
     name = printable(str(folder), 200)
-    wrong = f"{name}: no checkpoint in it"
+    wrong = None
     for path in reversed(_saved(folder)):
         try:
             return _load(path)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             wrong = f"{name}/{path.name}: damaged: {printable(str(error), 100)}"
-    raise CheckpointError(wrong)
+    if wrong is not None:
+        raise CheckpointError(wrong)
+    return None
 
 
 def _load(path: Path) -> Checkpoint:

@@ -4,7 +4,9 @@ The recipes are those of Li & Liang (2021) for E2E, with 5 prefix rows; `tiny` h
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix.errors import ConfigError
@@ -27,10 +29,9 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be a positive whole number, not {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive whole number, not {value!r}")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if not 0 <= self.eos_token_id < self.vocab_size:
@@ -58,10 +59,11 @@ MODELS = {
 class TrainConfig:
     """One training run, resolved: nothing in it is left to be found out later.
 
-    `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of all steps).
-    `dropout` acts on embeddings and residuals when the model itself is trained. `micro_batch_size` sequences go
-    through the model at once; gradients add up to `batch_size`. `evals` is the number of dev losses in a run.
-    `block_size` is the length of a pretraining window, in tokens; `max_steps` 0 means: as many as `epochs` has.
+    `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
+    all steps). `dropout` acts on embeddings and residuals when the model itself is trained.
+    `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
+    `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
+    window, in tokens; `max_steps` 0 means: as many as `epochs` has.
     """
 
     mode: Mode
@@ -75,6 +77,7 @@ class TrainConfig:
     reparam: bool = True
     mid_dim: int = 512
     dropout: float = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -88,30 +91,28 @@ class TrainConfig:
     attention: str = "reference"
 
     def __post_init__(self):
-        for name in (
-            "lr",
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "mid_dim",
-            "clip",
-            "evals",
-            "block_size",
-        ):
+        positive = "lr epochs batch_size micro_batch_size mid_dim clip evals block_size"
+        for name in positive.split():
             if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name.replace('_', '-')} must be positive, not {getattr(self, name)}"
-                )
+                raise ConfigError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
         for name in ("prefix_length", "weight_decay", "max_steps", "seed"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"{name.replace('_', '-')} must not be negative, not {getattr(self, name)}"
-                )
+                raise ConfigError(f"{_flag(name)} must not be negative, not {getattr(self, name)}")
+        for name in ("lr", "epochs", "weight_decay", "clip"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{_flag(name)} must be finite, not {getattr(self, name)}")
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.optimizer == "muon" and self.mode == "prefix":
+            raise ConfigError("--optimizer muon is for a model's matrices, not for a prefix")
         if self.mode == "prefix" and self.prefix_length == 0:
             raise ConfigError("prefix-length must be positive, not 0")
+
+    def learning_settings(self) -> dict:
+        """What shaped the weights learned, without names of folders, devices or files."""
+        left_out = ("model", "data", "device", "attention", "evals", "block_size")
+        return {name: value for name, value in to_json(self).items() if name not in left_out}
 
 
 _POSTER = dict(epochs=5, batch_size=10, micro_batch_size=10)
@@ -119,6 +120,7 @@ _PRETRAIN = dict(
     epochs=1,
     batch_size=16,
     micro_batch_size=16,
+    optimizer="muon",
     weight_decay=0.1,
     betas=(0.9, 0.95),
     warmup=0.02,
@@ -132,12 +134,12 @@ RECIPES: dict[Mode, dict] = {
 TINY_RECIPES: dict[Mode, dict] = {
     "prefix": dict(_POSTER, lr=1e-3, prefix_length=20),
     "finetune": dict(_POSTER, lr=5e-4),
-    "pretrain": dict(_PRETRAIN, lr=2e-3),
+    "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8, epochs=0.4),
 }
 
 
 def recipe(mode: Mode, tiny: bool, **overrides) -> dict:
-    """The recipe's settings for `mode`, with those of `overrides` that are not None put in their place."""
+    """The recipe's settings for `mode`; those of `overrides` that are not None replace them."""
     chosen = dict((TINY_RECIPES if tiny else RECIPES)[mode])
     chosen.update({name: value for name, value in overrides.items() if value is not None})
     if overrides.get("micro_batch_size") is None:
@@ -147,6 +149,78 @@ def recipe(mode: Mode, tiny: bool, **overrides) -> dict:
 
 def to_json(config) -> dict:
     """A dataclass as what JSON gives back for it: tuples become lists."""
-    return {
-        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
-    }
+    values = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling where there
+    is a temperature, top-k or top-p."""
+
+    beams: int = 1
+    max_new_tokens: int = 100
+    length_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        for name in ("beams", "max_new_tokens", "temperature", "top_k"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name.replace('_', '-')} must be positive, not {value}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
+        if self.beams > 1 and self.samples:
+            raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
+
+    @property
+    def samples(self) -> bool:
+        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Flags of sample.py."""
+
+    table: str | None = None
+    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}"""
+    input: str | None = None
+    """a file of tables, one a line; - reads them from stdin"""
+    run: Path | None = None
+    """a run's folder; the newest finished one under runs/ if not given"""
+    prefix: Path | None = None
+    """a prefix file, in place of a run"""
+    model: str | None = None
+    """the model a prefix was made for: needed for a folder, a known name is found by itself"""
+    beams: int = 1
+    """beam search with so many beams; 1 is greedy"""
+    temperature: float | None = None
+    """sample, from the model's distribution at this temperature"""
+    top_k: int | None = None
+    """sample, from so many likeliest tokens only"""
+    top_p: float | None = None
+    """sample, from the likeliest tokens that together have this probability"""
+    seed: int = 0
+    max_new_tokens: int = 100
+    length_penalty: float = 1.0
+    """beam search: a sentence's log-probability is divided by its length to this power"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    dtype: str = "auto"
+    """auto, fp32, bf16, fp16 or fp64"""
+    attention: str = "auto"
+    """auto, or the name of a backend: reference"""
+
+    @property
+    def decoding(self) -> Decoding:
+        """Raises ConfigError for a flag out of range."""
+        names = (field.name for field in dataclasses.fields(Decoding))
+        return Decoding(**{name: getattr(self, name) for name in names})

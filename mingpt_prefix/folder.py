@@ -39,10 +39,18 @@ _FIXED = {
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards its index names. Raises WeightsError."""
+    """The safetensors files of a folder: one, or the shards that its index names.
+
+    Raises:
+        WeightsError: when there are none, or the index is damaged.
+    """
     index = folder / f"{WEIGHTS_FILE}.index.json"
-    if (folder / WEIGHTS_FILE).exists() or not index.exists():
+    if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
+    if not index.exists():
+        pickled = (folder / "pytorch_model.bin").exists()
+        advice = "; pickled weights are not read, save them as safetensors" if pickled else ""
+        raise WeightsError(f"{shown(folder)}: no {WEIGHTS_FILE} in it{advice}")
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise WeightsError(f"{shown(index)}: no weight_map in it")
@@ -54,10 +62,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: list[Path], shapes: Mapping[str, tuple]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of these shapes by name, sorted, as windows on the files. Raises WeightsError."""
+    """The tensors of these shapes by name, sorted, as windows on the files.
+
+    Raises:
+        WeightsError: naming the file, when it is missing or damaged, or a tensor is missing,
+            unexpected, of another shape, no floating-point number, or not finite.
+    """
+    where = files[0] if len(files) == 1 else files[0].parent
     with ExitStack() as stack:
+        opened = [stack.enter_context(_open(file)) for file in files]
         try:
-            stored = _stored_tensors([stack.enter_context(safe_open(f, "pt")) for f in files])
+            stored = _stored_tensors(opened)
             _check_headers(stored, shapes)
             for name in sorted(shapes):
                 file, key = stored[name]
@@ -67,8 +82,17 @@ def read_tensors(files: list[Path], shapes: Mapping[str, tuple]) -> Iterator[tup
                 if name == "wte.weight":
                     _check_head(stored, tensor)
                 yield name, tensor
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(reason(error)) from None
+        except WeightsError as error:
+            raise WeightsError(f"{shown(where)}: {error}") from None
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        if not file.is_file():
+            raise WeightsError(f"{shown(file)}: no such file")
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{shown(file)}: {reason(error)}") from None
 
 
 def _stored_tensors(files: Iterable[safe_open]) -> dict[str, tuple[safe_open, str]]:
@@ -110,7 +134,11 @@ def _check_head(stored: Mapping[str, tuple[safe_open, str]], wte: Tensor) -> Non
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The shape that a config.json says. Raises WeightsError, also where this model computes otherwise."""
+    """The shape that a config.json says.
+
+    Raises:
+        WeightsError: naming the key, when it is damaged or says what this model does not compute.
+    """
     raw = _read_json(path)
     try:
         if raw.get("model_type") != "gpt2":

@@ -1,4 +1,4 @@
-"""New tokens after ragged prompts: greedy, sampled, or by beam search.
+"""New tokens after ragged prompts: greedy, sampled, or by beam decoding.
 
     generate(model, [tokenizer.encode(text)], prefix, beams=5)  # one list of new ids a prompt
 
@@ -7,7 +7,6 @@ and rows that are finished leave the batch.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.beam_search import search_beams
+from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
@@ -25,36 +25,7 @@ from mingpt_prefix.model import GPT2
 # The next token of each row (B,), by the logits (B, V), the rows' numbers in the batch (B,), and
 # how many tokens came before.
 Choose = Callable[[Tensor, Tensor, int], Tensor]
-
-
-@dataclass(frozen=True)
-class _Search:
-    """How tokens are chosen; `eos` -1: no token ends a sequence."""
-
-    beams: int
-    length_penalty: float
-    eos: int
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-
-    def __post_init__(self):
-        if self.beams < 1:
-            raise ConfigError(f"beams must be positive, not {self.beams}")
-        if not math.isfinite(self.length_penalty):
-            raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature must be positive, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top-k must be positive, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
-        if self.beams > 1 and self.samples:
-            raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
-
-    @property
-    def samples(self) -> bool:
-        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -98,11 +69,10 @@ def generate(
             not fit in the model's `n_positions`.
         PrefixError: for a prefix of another model's shape.
     """
-    eos = model.config.eos_token_id if eos == "model" else -1 if eos is None else eos
-    search = _Search(beams, length_penalty, eos, temperature, top_k, top_p)
-    for name, value in (("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} must be positive, not {value}")
+    decoding = Decoding(beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
+    if batch_size < 1:
+        raise ConfigError(f"batch-size must be positive, not {batch_size}")
+    eos = model.config.eos_token_id if eos == "model" else _NO_TOKEN if eos is None else eos
     prefix = _fitting(model, prefix)
     rows = _make_rows(model, prompts, prefix, prefix_ids, max_new_tokens, seed)
     results: list[list[int]] = [[] for _ in rows]
@@ -114,7 +84,7 @@ def generate(
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                new = _generate_batch(model, [rows[i] for i in batch], prefix, search)
+                new = _generate_batch(model, [rows[i] for i in batch], prefix, decoding, eos)
                 for i, ids in zip(batch, new, strict=True):
                     results[i] = ids
     finally:
@@ -176,15 +146,15 @@ def _check_prompt(number: int, ids: list[int], room: int, vocab_size: int) -> No
 
 
 def _generate_batch(
-    model: GPT2, rows: list[_Row], prefix: PrefixKV, search: _Search
+    model: GPT2, rows: list[_Row], prefix: PrefixKV, decoding: Decoding, eos: int
 ) -> list[list[int]]:
     prompts, prefix_ids = [row.ids for row in rows], [row.prefix_id for row in rows]
-    room = [row.limit * search.beams for row in rows]
+    room = [row.limit * decoding.beams for row in rows]
     cache = KVCache(model, prompts, prefix, prefix_ids, room)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
-    if search.beams > 1:
-        return search_beams(cache, search.beams, limits, search.eos, search.length_penalty)
-    return _choose_tokens(cache, limits, search.eos, _chooser(rows, search, model.device))
+    if decoding.beams > 1:
+        return search_beams(cache, decoding.beams, limits, eos, decoding.length_penalty)
+    return _choose_tokens(cache, limits, eos, _chooser(rows, decoding, model.device))
 
 
 def _choose_tokens(cache: KVCache, limits: Tensor, eos: int, choose: Choose) -> list[list[int]]:
@@ -206,8 +176,8 @@ def _choose_tokens(cache: KVCache, limits: Tensor, eos: int, choose: Choose) -> 
     return [ids[:n] for ids, n in zip(new.tolist(), counts.tolist(), strict=True)]
 
 
-def _chooser(rows: list[_Row], search: _Search, device: torch.device) -> Choose:
-    if not search.samples:
+def _chooser(rows: list[_Row], decoding: Decoding, device: torch.device) -> Choose:
+    if not decoding.samples:
         return lambda logits, numbers, step: logits.argmax(-1)
     most = max(row.limit for row in rows)
     # Every row has a generator of its own; what it draws is independent of the other rows.
@@ -215,11 +185,11 @@ def _chooser(rows: list[_Row], search: _Search, device: torch.device) -> Choose:
     draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
-        values, order = logits.topk(min(search.top_k or logits.shape[1], logits.shape[1]))
-        shares = (values.double() / (search.temperature or 1.0)).softmax(-1)  # largest first
-        if search.top_p is not None:
+        values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
+        shares = (values.double() / (decoding.temperature or 1.0)).softmax(-1)  # largest first
+        if decoding.top_p is not None:
             # The likeliest tokens that together reach top_p: those with less than it before them.
-            shares *= shares.cumsum(-1) - shares < search.top_p
+            shares *= shares.cumsum(-1) - shares < decoding.top_p
         sums = shares.cumsum(-1)
         place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
         return order.gather(1, place)[:, 0]

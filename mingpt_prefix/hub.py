@@ -38,7 +38,7 @@ def why_not_downloadable(name: str) -> str | None:
             get_hf_file_metadata(url, timeout=_PROBE_S)
             answer.append(None)
         except Exception as error:  # each version of the client has another family of errors
-            answer.append(_why(error))
+            answer.append(_why(error, f"{_host()} cannot be reached"))
 
     # In a thread, for looking up a host's name knows no time limit.
     thread = threading.Thread(target=ask, daemon=True)
@@ -64,7 +64,7 @@ def weights_file(name: str) -> Path:
             with _quiet():
                 return Path(hf_hub_download(REPOS[name], FILE, etag_timeout=_PROBE_S))
         except Exception as error:  # as above
-            why = f"the download broke off, {_why(error)}"
+            why = _why(error, f"the download from {_host()} broke off")
     raise WeightsError(
         f"{name}: the weights are not in the Hugging Face cache, and {why}; "
         "try later, or give a folder that holds them"
@@ -90,13 +90,11 @@ def _host() -> str:
     return printable(constants.ENDPOINT.split("://")[-1], 100)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, what: str) -> str:
     kind = type(error).__name__
     if kind == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE is set"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
-        return f"{_host()} said {status}"
-    if isinstance(error, OSError) and error.strerror:
-        kind = error.strerror
-    return f"{_host()} cannot be reached or broke off ({kind})"
+        return f"{what} (it said {status})"
+    return f"{what} ({printable(f'{kind}: {error}', 120)})"

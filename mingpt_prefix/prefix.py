@@ -8,7 +8,7 @@ smaller matrix by an MLP while training; only its output is kept.
     save_prefix(path, encoder().kv, info)
 
 The file is safetensors: `prefix_kv` (L, 2, P, H, D) in fp32, and all metadata as one JSON string
-under one key, for the order of several keys is random there, and equal prefixes must be equal bytes.
+under one key, for several keys are written in random order, and equal prefixes give equal bytes.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ _DIRECT_STD = 0.3
 
 
 class PrefixEncoder(nn.Module):
-    """P rows as they are trained: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 L C)`.
+    """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
     With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D). Layout and names of
     the MLP are those of PEFT's PrefixEncoder. Initial values depend on `seed` alone, and no other
@@ -117,7 +117,7 @@ def save_prefix(path: Path, kv: Tensor, info: PrefixInfo) -> None:
     """Write kv (L, 2, P, H, D) and `info`, whole or not at all; equal prefixes give equal bytes.
 
     Raises:
-        PrefixError: when they do not fit each other, a value is not finite, or it cannot be written.
+        PrefixError: when they do not fit each other, are not finite, or cannot be written.
     """
     path = Path(path)
     name = printable(str(path), 200)
@@ -173,13 +173,8 @@ def load_prefix(path: Path) -> PrefixKV:
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
     """Raises PrefixError unless the prefix was made for exactly this model."""
     if info.fingerprint != model.fingerprint:
-        made_for, given = (
-            f"{printable(name) or 'a folder'} ({digest[:8]})"
-            for name, digest in (
-                (info.base, info.fingerprint),
-                (model.name, model.fingerprint),
-            )
-        )
+        made_for = f"{printable(info.base) or 'a folder'} ({info.fingerprint[:8]})"
+        given = f"{printable(model.name) or 'a folder'} ({model.fingerprint[:8]})"
         raise PrefixError(f"the prefix was made for the weights of {made_for}, not of {given}")
     config = model.config
     expected = (config.n_layer, 2, info.length, config.n_head, config.head_dim)

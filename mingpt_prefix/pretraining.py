@@ -40,6 +40,8 @@ class Windows(Sequence[Encoded]):
         return -(-(len(self.stream) - 1) // (self.block_size - 1))
 
     def __getitem__(self, index: int) -> Encoded:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         start = index * (self.block_size - 1)
         ids = torch.from_numpy(self.stream[start : start + self.block_size].astype(np.int64))
         return Encoded(ids, 1, index * _GOLDEN % 2**32 % (self.spread + 1))

@@ -10,9 +10,11 @@ import torch
 import tyro
 
 from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, recipe, to_json
-from mingpt_prefix.errors import CheckpointError, ConfigError
+from mingpt_prefix.errors import CheckpointError, ConfigError, WeightsError
+from mingpt_prefix.folder import CONFIG_FILE, read_config
 from mingpt_prefix.runs import read_run
-from mingpt_prefix.weights import choose_device, read_config, weights_at_hand
+from mingpt_prefix.tables import printable
+from mingpt_prefix.weights import choose_device, weights_at_hand
 
 RUNS = Path("runs")
 
@@ -38,6 +40,8 @@ class TrainArgs:
     batch_size: int | None = None
     micro_batch_size: int | None = None
     """sequences at once; gradients add up to --batch-size"""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """muon takes the blocks' matrices, and AdamW the rest; for finetune and pretrain"""
     dropout: float | None = None
     weight_decay: float | None = None
     warmup: float | None = None
@@ -110,7 +114,12 @@ def _choose_model(args: TrainArgs, device: torch.device) -> tuple[str, str]:
 
 def model_shape(model: str) -> ModelConfig:
     """The shape of a known name or of a folder; raises WeightsError for neither."""
-    return MODELS[model] if model in MODELS else read_config(Path(model))
+    if model in MODELS:
+        return MODELS[model]
+    if not Path(model).is_dir():
+        known = ", ".join(MODELS)
+        raise WeightsError(f"unknown model '{printable(model)}'; known: {known}, or a folder")
+    return read_config(Path(model) / CONFIG_FILE)
 
 
 def resume(args: TrainArgs) -> tuple[TrainConfig, str]:

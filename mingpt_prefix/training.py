@@ -70,7 +70,7 @@ class Trainer:
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
         self._make_learner()
         self._check_positions()
-        self.optimizer = make_optimizer(self.learner, config)
+        self.optimizers = make_optimizers(self.learner, config)
 
     @property
     def prefix_length(self) -> int | None:
@@ -85,6 +85,23 @@ class Trainer:
         if is_prefix:
             shape = (config.prefix_length, config.mid_dim, config.reparam, config.seed)
             self.learner = PrefixEncoder(model.config, *shape).to(model.device)
+
+    def summary(self) -> str:
+        """The run in one line: examples, steps, learning rate, what is trained and what is kept."""
+        config = self.config
+        total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.learner.parameters())
+        what = f"{trained:,} of {total:,} parameters are trained"
+        if self.prefix_length:
+            kept = self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
+            what = (
+                f"a prefix of {self.prefix_length} rows a layer: {kept:,} numbers are kept,"
+                f" {kept / total:.2%} of the model's {total:,}"
+            )
+        return (
+            f"{len(self.train_set):,} examples, {self.total_steps:,} steps of {config.batch_size},"
+            f" learning rate {config.lr:g}; {what}."
+        )
 
     def _check_positions(self) -> None:
         rows, limit = self.prefix_length or 0, self.model.config.n_positions
@@ -143,10 +160,11 @@ class Trainer:
         if not torch.isfinite(loss + norm):
             what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
             raise TrainingError(f"step {self.step + 1}: {what}: lower --lr, or look at the data")
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return float(loss)
 
     def _summed_loss(self, batch: PackedBatch, prefix: PrefixKV | None) -> Tensor:
@@ -157,7 +175,8 @@ class Trainer:
         with autocast or nullcontext():
             hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
             logits = model.head(hidden[batch.target_index])  # (M, V)
-        return F.cross_entropy(logits.float(), batch.target_tokens, reduction="sum")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
 
     @torch.no_grad()
     def dev_loss(self) -> float:
@@ -181,8 +200,10 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """All that `restore` needs: tensors, and a JSON object."""
         tensors = {f"trained.{name}": p for name, p in self.learner.named_parameters()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{key}": value for key, value in slots.items()})
+        for number, optimizer in enumerate(self.optimizers):
+            for index, slots in optimizer.state_dict()["state"].items():
+                names = {key: f"optimizer.{number}.{index}.{key}" for key in slots}
+                tensors.update({names[key]: value for key, value in slots.items()})
         return tensors, {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -191,37 +212,56 @@ class Trainer:
         Raises:
             CheckpointError: when it is not of this run's shape.
         """
-        slots: dict[int, dict[str, Tensor]] = {}
+        slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         try:
             own = dict(self.learner.named_parameters())
-            with torch.no_grad():
-                for name, tensor in checkpoint.tensors.items():
-                    kind, _, rest = name.partition(".")
-                    if kind == "trained":
-                        own.pop(rest).copy_(tensor)
-                    else:
-                        index, _, key = rest.partition(".")
-                        slots.setdefault(int(index), {})[key] = tensor
+            for name, tensor in checkpoint.tensors.items():
+                kind, rest = name.split(".", 1)
+                if kind == "trained":
+                    own.pop(rest).data.copy_(tensor)
+                else:
+                    number, index, key = rest.split(".")
+                    slots[int(number)].setdefault(int(index), {})[key] = tensor
             if own:
                 raise KeyError(next(iter(own)))
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            for optimizer, state in zip(self.optimizers, slots, strict=True):
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.best_loss = float(checkpoint.state["best_loss"])
             self.best_step = int(checkpoint.state["best_step"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint is of another run: {error}") from None
         self.step = checkpoint.step
 
 
-def make_optimizer(learner: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); weight decay acts on matrices alone."""
-    decayed = [p for p in learner.parameters() if p.ndim >= 2]
-    others = [p for p in learner.parameters() if p.ndim < 2]
+def make_optimizers(learner: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019), or for the blocks' matrices Muon (Jordan et al. 2024).
+
+    Weight decay acts on matrices alone.
+
+    Raises:
+        ConfigError: for Muon where this torch has none (it came with 2.9).
+    """
+    named = list(learner.named_parameters())
+    by_muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
+    taken = {id(p) for p in by_muon}
+    rest = [p for _, p in named if id(p) not in taken]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    if by_muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"--optimizer muon needs torch 2.9; this is {torch.__version__}")
+        # Scaled to AdamW's usual step, so that one learning rate serves both.
+        settings = dict(weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(torch.optim.Muon(by_muon, lr=config.lr, **settings))
+    return optimizers
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith("h.") and parameter.ndim == 2
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -1,7 +1,9 @@
 """Where a model's weights come from (the hub, a folder, the embedded one), and saving them.
 
-model = load_model("gpt2")          # or "tiny", or a folder as transformers saves it
-save_model(model, Path("folder"))   # a folder that transformers loads too
+    model = load_model("gpt2")          # or "tiny", or a folder as transformers saves it
+    save_model(model, Path("folder"))   # a folder that transformers loads too
+
+A model is known by the fingerprint of its weights: a prefix fits the one it was trained on alone.
 """
 
 import hashlib
@@ -34,6 +36,7 @@ from mingpt_prefix.folder import (
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
+DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -73,7 +76,7 @@ def load_model(
             tensors[key] = tensor.to(to_device, to_dtype, copy=True)
     except WeightsError as error:
         advice = "; delete the file to download it again" if name in hub.REPOS else ""
-        raise WeightsError(f"{shown(files[0])}: {error}{advice}") from None
+        raise WeightsError(f"{error}{advice}") from None
     model.load_state_dict(tensors, assign=True)
     model.name, model.fingerprint = name, digest.hexdigest()
     return model.requires_grad_(False).eval()
@@ -89,22 +92,17 @@ def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) ->
     """
     folder = Path(folder).absolute()
     part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
-    old = part.with_suffix(".old")
     try:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if others := others - {CONFIG_FILE, WEIGHTS_FILE}:
             raise WeightsError(f"{shown(folder)}: not replaced, for it holds {listed(others)}")
         part.mkdir(parents=True)
         _write_model(model, part, dtype)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-        sync_folder(folder.parent)
+        _swap_in(part, folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{shown(folder)}: {reason(error)}") from None
     finally:
-        for rest in (part, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def fingerprint(model: GPT2) -> str:
@@ -121,10 +119,13 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ConfigError(f"device '{printable(name)}' is unknown or absent here") from None
-    return device
+        if device.type in DEVICES:
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass  # not a device's name, or none of its kind here
+    known = ", ".join(("auto", *DEVICES))
+    raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -138,7 +139,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def weights_at_hand(name: str) -> tuple[bool, str]:
     """Whether a known model's weights can be had, found out in 3 s at most, and why or why not."""
-    if name not in hub.REPOS:
+    if name == "tiny":
         return True, "part of the package"
     if hub.cached_weights(name) is not None:
         return True, "in the Hugging Face cache"
@@ -175,10 +176,28 @@ def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:
     text = json.dumps(config_json(model.config), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors may write a file that only its owner can read.
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode & 0o777)
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def _swap_in(part: Path, folder: Path) -> None:
+    """Rename `part` to `folder`; a folder that was there is deleted only then."""
+    if not folder.exists():
+        os.replace(part, folder)
+    else:
+        old = part.with_suffix(".old")
+        os.replace(folder, old)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+        shutil.rmtree(old)
+    sync_folder(folder.parent)
 
 
 def _digest(digest, name: str, tensor: Tensor) -> None:

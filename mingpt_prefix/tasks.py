@@ -1,0 +1,118 @@
+"""What a run learns and how it is judged: tables to sentences by BLEU, plain text by bits per byte.
+
+task = load_task(config, model.config)
+task.train_set, task.dev_set          # Encoded examples
+task.score(model, prefix).line        # "dev BLEU 61.2"
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mingpt_prefix.batch import Encoded, PrefixKV, encode_example, encode_prompt
+from mingpt_prefix.config import ModelConfig, TrainConfig
+from mingpt_prefix.data import group_references, load_split
+from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.generate import generate
+from mingpt_prefix.metrics import bleu
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
+from mingpt_prefix.tables import Table, format_table
+from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
+
+_HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure by name, the same in words, and maybe lines that show an example."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    line: str = ""
+    sample: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """Examples to train on and to take the dev loss on, and a score of what was learned."""
+
+    train_set: Sequence[Encoded]
+    dev_set: Sequence[Encoded]
+
+    def score(self, model: GPT2, prefix: PrefixKV | None) -> Score: ...
+
+
+def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
+    """Read and encode the run's data.
+
+    Raises:
+        ConfigError: when the model's tokenizer is not known.
+        DataError: when the data is missing or bad.
+    """
+    if shape.tokenizer is None:
+        raise ConfigError(f"{config.model}: which tokenizer the model goes with is not known")
+    tokenizer = load_tokenizer(shape.tokenizer)
+    if config.mode == "pretrain":
+        paths = [Path(name) for name in config.data]
+        return TextTask(read_corpus(paths, tokenizer, config.block_size, shape.n_positions))
+    return TableTask(config.data, tokenizer)
+
+
+class TableTask:
+    """Tables to sentences; scored by BLEU of greedy output for each dev table."""
+
+    def __init__(self, data: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        dev = load_split(data, "dev")
+        self.train_set = [encode_example(tokenizer, e) for e in load_split(data, "train")]
+        self.dev_set = [encode_example(tokenizer, e) for e in dev]
+        self.dev_tables = group_references(dev)
+
+    def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
+        if not self.dev_tables:
+            return Score()
+        said = describe(model, self.tokenizer, [table for table, _ in self.dev_tables], prefix)
+        value = bleu(said, [texts for _, texts in self.dev_tables])
+        table, texts = self.dev_tables[0]
+        sample = (
+            f"table      {format_table(table)}",
+            f"says       {said[0]}",
+            f"reference  {texts[0]}",
+        )
+        return Score({"dev_bleu": value}, f"dev BLEU {100 * value:.1f}", sample)
+
+
+class TextTask:
+    """Plain text; scored by bits per byte of the held-out documents."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.train_set = corpus, corpus.train
+        every = -(-len(corpus.held_out) // _HELD_OUT_WINDOWS)
+        self.dev_set = [corpus.held_out[i] for i in range(0, len(corpus.held_out), every)]
+
+    def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
+        value = bits_per_byte(model, self.corpus.held_out, self.corpus.held_out_bytes)
+        return Score({"bits_per_byte": value}, f"held-out text {value:.3f} bits per byte")
+
+
+def describe(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    tables: Sequence[Table],
+    prefix: PrefixKV | None = None,
+    beams: int = 1,
+) -> list[str]:
+    """A sentence for each table, greedy or by beam search."""
+    prompts = [encode_prompt(tokenizer, table) for table in tables]
+    new = generate(model, prompts, prefix, beams=beams)
+    return [" ".join(tokenizer.decode(ids).split()) for ids in new]
+
+
+def fingerprint(examples: Sequence[Encoded]) -> str:
+    """SHA-256 over all ids in order: whether a resumed run sees the data it began with."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.context.to_bytes(4, "little"))
+        digest.update(example.ids.numpy().tobytes())
+    return digest.hexdigest()

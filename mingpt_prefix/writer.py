@@ -1,0 +1,173 @@
+"""From tables to sentences: a model, its tokenizer, and the prefix in front.
+
+writer = open_writer(SampleConfig(run=Path("runs/prefix-tiny-1")))
+writer.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mingpt_prefix import tiny
+from mingpt_prefix.batch import PrefixKV, encode_prompt
+from mingpt_prefix.checkpoint import RunFolder
+from mingpt_prefix.config import MODELS, Decoding, SampleConfig
+from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
+from mingpt_prefix.generate import generate
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import PrefixInfo, check_prefix, read_prefix
+from mingpt_prefix.runs import finished_runs, newest_finished, read_run
+from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
+from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.weights import load_model
+
+RUNS = Path("runs")
+SHIPPED_PREFIX = Path(str(tiny.FILES / "prefix.safetensors"))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What writes sentences; `origin` says in words which model and prefix it is, and why."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    prefix: PrefixKV | None
+    text_format: str
+    origin: str
+
+    def write(
+        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[str | TableError]:
+        """One line of text a table, or what is wrong with it: a table may be too long.
+
+        `seeds` (one a table) are for sampling.
+
+        Raises:
+            ConfigError: for a text format that this version does not know.
+        """
+        prompts = [encode_prompt(self.tokenizer, table, self.text_format) for table in tables]
+        rows = 0 if self.prefix is None else int(self.prefix.lengths[0])
+        room = self.model.config.n_positions - rows - 1  # for the prompt and one new token
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+        new = generate(
+            self.model,
+            [prompts[i] for i in fitting],
+            self.prefix,
+            beams=decoding.beams,
+            max_new_tokens=decoding.max_new_tokens,
+            length_penalty=decoding.length_penalty,
+            eos=self.tokenizer.eos,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            seed=0 if seeds is None else [seeds[i] for i in fitting],
+        )
+        texts = (one_line(self.tokenizer.decode(ids)) for ids in new)
+        written: dict[int, str | TableError] = dict(zip(fitting, texts, strict=True))
+        for i, prompt in enumerate(prompts):
+            if len(prompt) > room:
+                what = f"the table has {len(prompt)} tokens, and the model has room for {room}"
+                written[i] = TableError(what, 0)
+        return [written[i] for i in range(len(tables))]
+
+
+def one_line(text: str) -> str:
+    """Text on one line: white space collapsed and trimmed, what cannot be shown left out."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def open_writer(config: SampleConfig) -> Writer:
+    """The writer that the flags name; without --run and --prefix, the newest that fits.
+
+    That is the newest finished run under runs/, else the embedded model with the prefix shipped
+    beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
+
+    Raises:
+        ConfigError, CheckpointError, WeightsError, PrefixError: for flags that exclude each other,
+            and for files that are missing, damaged, or do not fit each other.
+    """
+    if config.run is not None and config.prefix is not None:
+        raise ConfigError("--run and --prefix exclude each other")
+    if config.prefix is not None:
+        return _with_prefix(config, config.prefix, f"the prefix {_shown(config.prefix)}")
+    if config.run is not None:
+        return _of_run(config, config.run, _shown(config.run))
+    if config.model is not None:
+        return _of_model(config)
+    if (run := newest_finished(RUNS)) is not None:
+        return _of_run(config, run, f"{_shown(run)} (the newest finished run)")
+    why = f"the shipped prefix (no finished run under {RUNS}/)"
+    return _with_prefix(config, SHIPPED_PREFIX, why)
+
+
+def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
+    content, run = read_run(folder), RunFolder(folder)
+    if content.get("result") is None:
+        resume = f"python train.py --resume {_shown(folder)}"
+        raise CheckpointError(f"{_shown(folder)}: the run has not ended; to go on: {resume}")
+    mode = content["config"].get("mode")
+    if mode == "prefix":
+        return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
+    if mode not in ("finetune", "pretrain"):
+        raise CheckpointError(f"{_shown(folder)}: unknown mode '{printable(str(mode))}'")
+    if config.model is not None:
+        raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
+    model = _load(config, run.model_folder)
+    return _writer(model, None, TEXT_FORMAT, f"the model of {called}")
+
+
+def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
+    kv, info = read_prefix(file)
+    base = config.model
+    if base is None:
+        # Only a known name is taken from the file, never a path.
+        if info.base not in MODELS:
+            what = "was made for a model in a folder: name that folder with --model"
+            raise PrefixError(f"{_shown(file)}: the prefix {what}")
+        base = info.base
+    model = _load(config, base)
+    try:
+        check_prefix(info, kv, model)
+    except PrefixError as error:
+        raise PrefixError(f"{_shown(file)}: {error}") from None
+    return _writer(model, kv, info.text_format, f"{called} on {_shown(base)}")
+
+
+def _of_model(config: SampleConfig) -> Writer:
+    model = _load(config, config.model)
+    for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), SHIPPED_PREFIX):
+        fitting = _read_if_fitting(file, model)
+        if fitting is not None:
+            called = f"the prefix {_shown(file)} (the newest for this model)"
+            kv, info = fitting
+            return _writer(model, kv, info.text_format, f"{called} on {_shown(config.model)}")
+    called = f"{_shown(config.model)} without a prefix (none was made for it)"
+    return _writer(model, None, TEXT_FORMAT, called)
+
+
+def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
+    try:
+        kv, info = read_prefix(file)
+        check_prefix(info, kv, model)
+    except PrefixError:
+        return None
+    return kv, info
+
+
+def _load(config: SampleConfig, model: str | Path) -> GPT2:
+    return load_model(model, config.device, config.dtype, config.attention)
+
+
+def _writer(model: GPT2, prefix: PrefixKV | None, text_format: str, called: str) -> Writer:
+    if model.config.tokenizer is None:
+        raise ConfigError("the model's config.json names no tokenizer")
+    tokenizer = load_tokenizer(model.config.tokenizer)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    return Writer(model, tokenizer, prefix, text_format, f"{called}, on {model.device} ({dtype})")
+
+
+def _shown(name: object) -> str:
+    return printable(str(name), 200)

@@ -1,0 +1,301 @@
+"""Decoding: token for token what transformers' `generate` gives, alone or behind a prefix.
+
+The peers run one prompt at a time, unpadded; ours run in ragged batches. The model is a little one
+whose outputs are varied and end, in float64: a random GPT-2 of the usual kind repeats one token.
+The prefix is put into transformers' cache here, and positions are moved, as PEFT means to do: the
+`generate` of PEFT 0.21 loses its prefix under a transformers that calls the cache `cache`.
+"""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.generate import generate
+from mingpt_prefix.model import GPT2
+
+P, MOST, EOS = 4, 50, 60
+CONFIG = ModelConfig(2, 2, 32, vocab_size=61, n_positions=96, eos_token_id=EOS, tokenizer=None)
+SHAPE = (CONFIG.n_layer, 2, P, CONFIG.n_head, CONFIG.head_dim)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    model, generator = GPT2(CONFIG), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2, generator=generator)
+            if "ln_" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+        model.wpe.weight *= 10.0  # outputs vary with the position
+        model.wte.weight[EOS] *= 2.2  # and end
+    return model.double().requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def prefix() -> PrefixKV:
+    generator = torch.Generator().manual_seed(0)
+    return PrefixKV.from_tensor(2 * torch.randn(SHAPE, generator=generator, dtype=torch.double))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 31, (50,), generator=generator).tolist()
+    return [torch.randint(EOS, (length,), generator=generator).tolist() for length in lengths]
+
+
+# The same tokens as the peers
+
+
+def make_peer(model: GPT2, prefix: PrefixKV | None):
+    """transformers' model of the same weights, its `generate` behind the prefix."""
+    transformers = pytest.importorskip("transformers")
+
+    class Peer(transformers.GPT2LMHeadModel):
+        def prepare_inputs_for_generation(self, *args, **kwargs):
+            inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+            if prefix is None:
+                return inputs
+            cache = inputs["cache"] if "cache" in inputs else inputs["past_key_values"]
+            if cache.get_seq_length() == 0:
+                for layer, rows in enumerate(prefix.kv.transpose(2, 3)):  # (2, H, P, D)
+                    rows = rows[:, None].expand(-1, len(inputs["input_ids"]), -1, -1, -1)
+                    cache.update(*rows, layer)
+            inputs["position_ids"] = inputs["position_ids"] + P
+            inputs["attention_mask"] = None  # nothing is padded
+            return inputs
+
+    config = transformers.GPT2Config(
+        n_layer=CONFIG.n_layer,
+        n_head=CONFIG.n_head,
+        n_embd=CONFIG.n_embd,
+        vocab_size=CONFIG.vocab_size,
+        n_positions=CONFIG.n_positions,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    peer = Peer(config).double().eval()
+    weights = {f"transformer.{name}": tensor for name, tensor in model.state_dict().items()}
+    peer.load_state_dict(weights, strict=False)
+    peer.tie_weights()
+    return peer
+
+
+def theirs(peer, prompt: list[int], eos: int | None = EOS, **flags) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = peer.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        eos_token_id=eos,
+        pad_token_id=EOS,
+        early_stopping=False,
+        **{"max_new_tokens": MOST, **flags},
+    )
+    new = out[0, len(prompt) :].tolist()
+    return new[: new.index(EOS)] if eos is not None and EOS in new else new
+
+
+def assert_telling(outputs: list[list[int]]) -> None:
+    """That equal outputs mean something: they end, and they vary."""
+    assert sum(len(ids) < MOST for ids in outputs) >= len(outputs) / 2
+    assert sum(len(set(ids)) for ids in outputs) / len(outputs) >= 10
+    assert len(set(map(tuple, outputs))) > len(outputs) / 2
+
+
+@pytest.mark.parametrize("with_prefix", [False, True], ids=["alone", "prefix"])
+@pytest.mark.parametrize("beams", [1, 5])
+def test_same_tokens_as_transformers(model, prefix, prompts, beams: int, with_prefix: bool) -> None:
+    prefix = prefix if with_prefix else None
+    ours = generate(model, prompts, prefix, beams=beams, max_new_tokens=MOST)
+    peer = make_peer(model, prefix)
+    assert_telling(ours)
+    assert ours == [theirs(peer, prompt, num_beams=beams) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("beams", "length_penalty", "most", "eos"),
+    [
+        (5, 0.0, 20, EOS),
+        (3, 2.0, 20, EOS),
+        (4, -1.0, 12, EOS),
+        (2, 1.0, 1, EOS),
+        (5, 1.0, 15, None),
+    ],
+)
+def test_same_beams_under_other_rules(
+    model, prefix, prompts, beams: int, length_penalty: float, most: int, eos: int | None
+) -> None:
+    peer = make_peer(model, prefix)
+    rules = dict(length_penalty=length_penalty, max_new_tokens=most, eos=eos)
+    ours = generate(model, prompts[:12], prefix, beams=beams, **rules)
+    rules["num_beams"] = beams
+    assert ours == [theirs(peer, prompt, **rules) for prompt in prompts[:12]]
+
+
+# The same tokens as without a cache, and in whatever batch
+
+
+def greedy_uncached(model: GPT2, prompt: list[int], prefix: PrefixKV | None) -> list[int]:
+    new: list[int] = []
+    while len(new) < MOST:
+        best = int(model.logits([[*prompt, *new]], prefix)[0][-1].argmax())
+        if best == EOS:
+            break
+        new.append(best)
+    return new
+
+
+def test_cached_is_as_uncached(model, prefix, prompts) -> None:
+    ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST)
+    assert ours == [greedy_uncached(model, prompt, prefix) for prompt in prompts[:20]]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"beams": 4}, {"temperature": 1.3, "top_p": 0.9}], ids=["greedy", "beams", "sample"]
+)
+def test_a_row_does_not_depend_on_its_batch(model, prefix, prompts, how: dict) -> None:
+    together = generate(model, prompts, prefix, max_new_tokens=20, batch_size=32, **how)
+    alone = generate(model, prompts, prefix, max_new_tokens=20, batch_size=1, **how)
+    assert together == alone
+    backwards = generate(model, prompts[::-1], prefix, max_new_tokens=20, batch_size=7, **how)
+    assert backwards[::-1] == together
+    assert [generate(model, [p], prefix, max_new_tokens=20, **how)[0] for p in prompts] == together
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_row_its_prefix(model, prefix, prompts, beams: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    longer = torch.randn(*SHAPE[:2], 7, *SHAPE[3:], generator=generator, dtype=torch.double)
+    both = PrefixKV.pack([prefix, longer])
+    ids = [0, 1, -1] * 4
+    ours = generate(model, prompts[:12], both, ids, beams=beams, max_new_tokens=15)
+    fronts = [prefix, PrefixKV.from_tensor(longer), None]
+    for prompt, i, new in zip(prompts, ids, ours, strict=False):
+        assert new == generate(model, [prompt], fronts[i], beams=beams, max_new_tokens=15)[0]
+
+
+def test_other_forms_of_arguments(model, prefix, prompts) -> None:
+    expected = generate(model, prompts[:3], prefix)
+    as_tensors = [torch.tensor(prompt) for prompt in prompts[:3]]
+    assert generate(model, as_tensors, prefix, torch.tensor([0, 0, 0])) == expected
+    single = generate(model.float(), prompts[:3], prefix)
+    model.double()
+    assert [len(ids) for ids in single] and generate(model, []) == []
+
+
+def test_without_end_tokens(model, prompts) -> None:
+    ours = generate(model, prompts[:8], eos=None, max_new_tokens=MOST)
+    assert {len(ids) for ids in ours} == {MOST} and any(EOS in ids for ids in ours)
+    other = Counter(token for ids in ours for token in ids).most_common(1)[0][0]
+    for ids, cut in zip(ours, generate(model, prompts[:8], eos=other), strict=True):
+        assert ids[: len(cut)] == cut and other not in cut
+
+
+def test_dropout_and_mode_of_a_model_in_training(model, prompts) -> None:
+    expected = generate(model, prompts[:4])
+    model.dropout = 0.5
+    model.train()
+    try:
+        assert generate(model, prompts[:4]) == expected and model.training
+    finally:
+        model.dropout = 0.0
+        model.eval()
+
+
+# The end of the positions
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_cut_where_the_positions_end(model, prefix, beams: int) -> None:
+    prompts = [[1] * length for length in (5, 85, 90, 92)]
+    ours = generate(model, prompts, prefix, beams=beams, eos=None, max_new_tokens=10)
+    assert [len(ids) for ids in ours] == [10, 7, 2, 0]
+    # What the row has room for does not change the others.
+    short = generate(model, prompts[1:2], prefix, beams=beams, eos=None, max_new_tokens=7)
+    assert ours[1] == short[0]
+
+
+# Sampling
+
+
+def frequencies(tokens: list[int]) -> Tensor:
+    return torch.bincount(torch.tensor(tokens), minlength=CONFIG.vocab_size) / len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.5, None, None), (None, 3, None), (2.0, None, 0.8)]
+)
+def test_samples_have_the_models_distribution(model, prompts, temperature, top_k, top_p) -> None:
+    n, prompt = 2_000, prompts[2]
+    rules = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    new = generate(model, [prompt] * n, max_new_tokens=1, eos=None, batch_size=n, **rules)
+    shares = (model.logits([prompt])[0][-1] / (temperature or 1)).softmax(-1)
+    ranked, order = shares.sort(descending=True)
+    kept = (ranked.cumsum(0) - ranked < (top_p or 2)) & (torch.arange(len(order)) < (top_k or 99))
+    expected = torch.zeros_like(shares).index_add(0, order, ranked * kept)
+    found = frequencies([ids[0] for ids in new])
+    assert found[expected == 0].sum() == 0
+    assert (found - expected / expected.sum()).abs().max() < 4 * math.sqrt(0.25 / n)
+
+
+def test_seeds(model, prompts) -> None:
+    def sample(prompts: list[list[int]], seed) -> list[list[int]]:
+        return generate(model, prompts, temperature=2.0, seed=seed, max_new_tokens=12)
+
+    assert sample(prompts, 1) == sample(prompts, 1) != sample(prompts, 2)
+    twice = sample([prompts[0], prompts[1], prompts[0]], 1)
+    assert twice[0] != twice[2]
+    assert sample(prompts[:2], [3, 4]) == sample(prompts[:1], 3) + sample(prompts[1:2], 4)
+    state = torch.get_rng_state()
+    sample(prompts[:1], 5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_little_of_the_distribution_is_greedy(model, prompts) -> None:
+    expected = generate(model, prompts[:10])
+    for rule in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}):
+        assert generate(model, prompts[:10], **rule) == expected
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"beams": 0}, "beams must be positive, not 0"),
+        ({"beams": -3}, "beams must be positive"),
+        ({"max_new_tokens": 0}, "max-new-tokens must be positive, not 0"),
+        ({"batch_size": 0}, "batch-size must be positive, not 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": math.nan}, "temperature must be positive"),
+        ({"temperature": math.inf}, "temperature must be positive"),
+        ({"top_k": 0}, "top-k must be positive, not 0"),
+        ({"top_p": 0.0}, r"top-p must lie in \(0, 1\], not 0.0"),
+        ({"top_p": 1.5}, "top-p must lie in"),
+        ({"length_penalty": math.nan}, "length-penalty must be finite"),
+        ({"beams": 2, "temperature": 1.0}, "beams above 1 exclude"),
+        ({"prefix_ids": [0]}, "prefix-ids must lie in"),
+        ({"prefix_ids": [-1, -1]}, "prefix-ids: 2 values for 1 prompts"),
+        ({"seed": [1, 2]}, "seed: 2 values for 1 prompts"),
+        ({"prompts": [[1], []]}, "number 1 is empty"),
+        ({"prompts": [[1, 61]]}, "number 0 has an id outside the vocabulary"),
+        ({"prompts": [[-1]]}, "number 0 has an id outside the vocabulary"),
+        ({"prompts": [[1] * 97]}, "number 0, of 97 tokens, is 1 too long"),
+    ],
+)
+def test_arguments_out_of_range(model, arguments: dict, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        generate(model, **{"prompts": [[1, 2]], **arguments})
+
+
+def test_prefix_of_another_shape(model) -> None:
+    with pytest.raises(PrefixError, match=r"shape \(3, 2, 4, 2, 16\).*\(2, 2, rows, 2, 16\)"):
+        generate(model, [[1]], PrefixKV.from_tensor(torch.zeros(3, *SHAPE[1:])))

@@ -1,0 +1,184 @@
+"""One step and the loop: what is trained, what is not, and that a run can be cut anywhere."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from mingpt_prefix.batch import Encoded
+from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.config import ModelConfig, TrainConfig
+from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.training import Trainer, learning_rate
+from mingpt_prefix.weights import fingerprint
+
+SHAPE = ModelConfig(2, 2, 16, vocab_size=50, n_positions=48, eos_token_id=49, tokenizer=None)
+PREFIX = TrainConfig(
+    mode="prefix", model="small", data=("none",), lr=0.01, epochs=3, batch_size=6,
+    micro_batch_size=6, prefix_length=4, mid_dim=8, evals=2,
+)  # fmt: skip
+FINETUNE = replace(PREFIX, mode="finetune", prefix_length=0, dropout=0.2)
+PRETRAIN = replace(
+    FINETUNE, mode="pretrain", weight_decay=0.1, warmup=0.3, dropout=0.0, optimizer="muon"
+)
+MODES = pytest.mark.parametrize("config", [PREFIX, FINETUNE, PRETRAIN], ids=lambda c: c.mode)
+
+
+def examples(count: int, seed: int = 0) -> list[Encoded]:
+    """Sequences of 5 to 30 tokens that count upwards, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        start, length = torch.randint(0, 50, (2,), generator=generator).tolist()
+        length = 5 + length % 26
+        found.append(Encoded((start + torch.arange(length)) % 50, 1 + length // 3))
+    return found
+
+
+def make(config: TrainConfig, count: int = 20, dtype: torch.dtype = torch.float32) -> Trainer:
+    model = GPT2(SHAPE).initialize(1).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 5  # fresh weights hardly answer to a prefix
+    return Trainer(config, model, examples(count), examples(8, seed=1))
+
+
+def learned(trainer: Trainer) -> bytes:
+    return save({k: v.contiguous() for k, v in trainer.learner.state_dict().items()})
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [progress.loss for progress in trainer.steps()]
+
+
+@MODES
+def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
+    trainer = make(replace(config, epochs=25, lr=0.03))
+    seen = list(trainer.steps())
+    assert len(seen) == trainer.total_steps == 100
+    assert [p.step for p in seen] == list(range(1, 101))
+    taken = [p for p in seen if p.dev_loss is not None]
+    assert [p.step for p in taken] == [50, 100]
+    assert taken[-1].dev_loss < taken[0].dev_loss
+    assert sum(p.loss for p in seen[-10:]) < 0.9 * sum(p.loss for p in seen[:10])
+    assert trainer.best_loss == min(p.dev_loss for p in taken)
+
+
+def test_frozen_means_frozen() -> None:
+    trainer = make(PREFIX)
+    before = fingerprint(trainer.model)
+    losses(trainer)
+    assert fingerprint(trainer.model) == before
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+@MODES
+def test_the_same_seed_gives_the_same_bytes(config: TrainConfig) -> None:
+    first, second, other = make(config), make(config), make(replace(config, seed=1))
+    assert losses(first) == losses(second) != losses(other)
+    assert learned(first) == learned(second) != learned(other)
+
+
+@MODES
+@pytest.mark.parametrize("micro", [1, 4])
+def test_accumulation_changes_nothing(config: TrainConfig, micro: int) -> None:
+    config = replace(config, dropout=0.0)
+    # In float32 the optimizers blow rounding up: a gradient's sign is all they see of a small one.
+    whole = make(config, dtype=torch.float64)
+    parts = make(replace(config, micro_batch_size=micro), dtype=torch.float64)
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@MODES
+@pytest.mark.parametrize("cut", [0, 1, 5, 9])
+def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
+    config: TrainConfig, cut: int, tmp_path: Path
+) -> None:
+    config = replace(config, micro_batch_size=4)
+    whole = make(config)
+    expected = losses(whole)
+    first = make(config)
+    steps = first.steps()
+    seen = [next(steps).loss for _ in range(cut)]
+    save_checkpoint(tmp_path, first.step, *first.state())
+    torch.manual_seed(99)  # what another process's random state would be
+    second = make(config)
+    second.restore(load_newest(tmp_path))
+    assert second.step == cut
+    assert seen + losses(second) == expected
+    assert learned(second) == learned(whole)
+    assert (second.best_loss, second.best_step) == (whole.best_loss, whole.best_step)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    trainer = make(PREFIX)
+    next(trainer.steps())
+    save_checkpoint(tmp_path, trainer.step, *trainer.state())
+    for other in (replace(PREFIX, prefix_length=5), replace(PREFIX, reparam=False), FINETUNE):
+        with pytest.raises(CheckpointError, match="another run"):
+            make(other).restore(load_newest(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    trainer = make(replace(PREFIX, lr=0.01))
+    steps = trainer.steps()
+    next(steps)
+    before = learned(trainer)
+    with torch.no_grad():
+        trainer.model.ln_f.weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match="step 2: the loss is nan") as caught:
+        next(steps)
+    assert str(caught.value).isprintable()
+    assert learned(trainer) == before
+
+
+@pytest.mark.parametrize("length", [20, 21])
+def test_positions(length: int) -> None:
+    longest = max(len(e.ids) for e in examples(20))
+    assert longest == 28
+    config = replace(PREFIX, prefix_length=length)
+    if length + longest <= SHAPE.n_positions:
+        assert losses(make(config))
+    else:
+        with pytest.raises(ConfigError, match=r"21 prefix rows .* 28 tokens .* 48 positions"):
+            make(config)
+
+
+def test_learning_rate() -> None:
+    flat = [learning_rate(step, 10, replace(PREFIX, lr=1.0)) for step in range(10)]
+    assert flat == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    warm = [learning_rate(step, 10, replace(PREFIX, lr=1.0, warmup=0.2)) for step in range(10)]
+    assert warm == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_steps_of_fractional_epochs() -> None:
+    assert make(PREFIX).total_steps == 12  # 20 examples: 4 batches an epoch
+    assert make(replace(PREFIX, epochs=0.5)).total_steps == 2
+    assert make(replace(PREFIX, epochs=0.1)).total_steps == 1
+    assert make(replace(PREFIX, max_steps=7)).total_steps == 7
+
+
+def test_bf16_autocast_trains_the_weights_in_fp32() -> None:
+    trainer = make(replace(FINETUNE, dtype="bf16", dropout=0.0, lr=1e-3))
+    plain = make(replace(FINETUNE, dropout=0.0, lr=1e-3))
+    assert losses(trainer) == pytest.approx(losses(plain), rel=0.02)
+    assert {p.dtype for p in trainer.learner.parameters()} == {torch.float32}
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    trainer = make(PREFIX)
+    for _ in zip(range(3), trainer.steps(), strict=False):
+        save_checkpoint(tmp_path, trainer.step, *trainer.state())
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    newest = tmp_path / kept[1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert load_newest(tmp_path).step == 2
+    (tmp_path / kept[0]).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_newest(tmp_path)
+    assert load_newest(tmp_path / "none") is None
