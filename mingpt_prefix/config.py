@@ -12,6 +12,7 @@ from typing import Literal
 from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "finetune", "pretrain"]
+MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class TrainConfig:
         for name in ("lr", "epochs", "weight_decay", "clip"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{_flag(name)} must be finite, not {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")

@@ -118,7 +118,8 @@ class Trainer:
         """Train to the end, from wherever the run is; yields after each step.
 
         Raises:
-            TrainingError: when a loss or gradient is not finite; nothing has been changed by it.
+            TrainingError: when a loss or a gradient is not finite; the step is not yielded, and a
+                training step's bad gradient changes nothing.
         """
         config = self.config
         order = batches(len(self.train_set), config.batch_size, config.seed, self.step)
@@ -131,6 +132,8 @@ class Trainer:
             dev_loss, is_best = None, False
             if self.dev_set and (self.step % eval_every == 0 or self.step == self.total_steps):
                 dev_loss = self.dev_loss()
+                if not math.isfinite(dev_loss):
+                    raise _not_finite(self.step, f"the dev loss is {dev_loss}")
                 is_best = dev_loss < self.best_loss
                 if is_best:
                     self.best_loss, self.best_step = dev_loss, self.step
@@ -159,7 +162,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
         if not torch.isfinite(loss + norm):
             what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
-            raise TrainingError(f"step {self.step + 1}: {what}: lower --lr, or look at the data")
+            raise _not_finite(self.step + 1, what)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -270,6 +273,10 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return config.lr * (total_steps - step) / max(1, total_steps - warmup)
+
+
+def _not_finite(step: int, what: str) -> TrainingError:
+    return TrainingError(f"step {step}: {what}: try a lower --lr, or look at the data")
 
 
 def _mix(seed: int, step: int) -> int:
