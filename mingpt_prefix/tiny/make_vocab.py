@@ -2,16 +2,19 @@
 
     python -m mingpt_prefix.tiny.make_vocab --data TEXT [TEXT ...] --out vocab.tiktoken
 
-The first 256 ranks are the bytes, the others the merges in the order they were learned.
+The first 256 ranks are the bytes, the others the merges in the order they were learned. Of each
+file the first 25 MB are read: more text hardly changes so few merges.
 """
 
 import argparse
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import PIECES
+from mingpt_prefix.tokenizer import END_OF_TEXT, PIECES
+
+LIMIT_BYTES = 25_000_000
 
 
 def learn(texts: Sequence[Path], size: int) -> dict[bytes, int]:
@@ -29,11 +32,21 @@ def learn(texts: Sequence[Path], size: int) -> dict[bytes, int]:
     trainer = trainers.BpeTrainer(
         vocab_size=size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    bpe.train_from_iterator((text for path in texts for text in documents(path)), trainer)
+    bpe.train_from_iterator((text for path in texts for text in _first(path)), trainer)
     raw = _bytes_of_letters()
     ids = sorted((rank, token) for token, rank in bpe.get_vocab().items())
     merged = [bytes(raw[letter] for letter in token) for _, token in ids if len(token) > 1]
     return {token: rank for rank, token in enumerate([*map(_byte, range(256)), *merged])}
+
+
+def _first(path: Path) -> Iterator[str]:
+    """The documents of the file's first `LIMIT_BYTES`, the last of them cut off."""
+    left = LIMIT_BYTES
+    for document in documents(path):
+        yield document.encode()[:left].decode(errors="ignore")
+        left -= len(f"{document}\n{END_OF_TEXT}\n".encode())
+        if left <= 0:
+            return
 
 
 def _byte(value: int) -> bytes:
