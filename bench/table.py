@@ -10,7 +10,6 @@ and then, at the one with the best dev loss, once a seed. Test tables are decode
 import dataclasses
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from report import methods_table
 
 from mingpt_prefix.config import Decoding, SampleConfig
 from mingpt_prefix.data import group_references, load_split
@@ -117,32 +117,6 @@ def frozen(args: Args, test: TestSet) -> Row:
     return Row("frozen", 0, 0.0, seconds=seconds, dev_loss=None, **test.score(said))
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
-
-
-def render(rows: Sequence[Row]) -> str:
-    """A Markdown table: a line for each method and learning rate, over its seeds."""
-    lines = [
-        "| method | learning rate | seeds | BLEU | slots wrong or missing (%) | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key in dict.fromkeys((row.method, row.lr) for row in rows):
-        own = [row for row in rows if (row.method, row.lr) == key]
-        wrong = [100 * row.slot_errors for row in own if row.slot_errors is not None]
-        cells = (
-            key[0],
-            f"{key[1]:g}" if key[1] else "–",
-            str(len(own)),
-            mean_and_spread([100 * row.bleu for row in own]),
-            mean_and_spread(wrong) if wrong else "–",
-            f"{statistics.fmean(row.seconds for row in own) / 60:.1f}" if key[1] else "–",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +128,6 @@ def main() -> None:
     best = min(tuned, key=lambda row: row.dev_loss)
     lr = None if args.quick else best.lr
     rows += tuned + [train(args, test, "finetune", seed, lr) for seed in range(1, args.seeds)]
-    print(render(rows))
     record = {
         "command": "python bench/table.py " + " ".join(sys.argv[1:]),
         "date": date.today().isoformat(),
@@ -166,6 +139,7 @@ def main() -> None:
     }
     if args.json is not None:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(methods_table(record))
     print(json.dumps(record))
 
 
