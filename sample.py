@@ -9,48 +9,28 @@ empty line, and the exit code is 1 at the end.
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import IO
 
 from mingpt_prefix.config import SampleConfig
-from mingpt_prefix.errors import ConfigError, DataError, MingptPrefixError, TableError
+from mingpt_prefix.console import parse, run_script
+from mingpt_prefix.errors import ConfigError, DataError, TableError
 from mingpt_prefix.readers import iter_tables
 from mingpt_prefix.tables import printable
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
-INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole program; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        return run(argv)
-    except MingptPrefixError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        drop_output()
-        return PIPE_CLOSED
-    except OSError as error:
-        drop_output()
-        return fail(f"cannot write: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
-            raise
-        return fail("not enough memory for this model and so many beams")
+    return run_script("sample.py", lambda: run(argv))
 
 
 def run(argv: Sequence[str] | None) -> int:
-    # Imported here, for torch takes seconds: Ctrl-C is quiet during them too.
-    from mingpt_prefix.console import parse
-
+    """The whole program, but for how it ends when something goes wrong."""
     config = parse(SampleConfig, argv, "sample.py", __doc__)
     if (config.table is None) == (config.input is None):
         raise ConfigError("one of --table and --input is needed, and only one")
@@ -60,8 +40,6 @@ def run(argv: Sequence[str] | None) -> int:
 
 def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
     """Write a sentence for each line; returns the exit code."""
-    from mingpt_prefix.writer import open_writer
-
     decoding, writer, failed = config.decoding, None, False
     tables = iter_tables(lines)
     while chunk := list(islice(tables, CHUNK)):
@@ -69,6 +47,9 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
         if config.table is not None and not good:
             raise chunk[0][1]
         if writer is None:
+            # Here, for it brings torch, which takes seconds: bad input is told before.
+            from mingpt_prefix.writer import open_writer
+
             writer = open_writer(config)
             print(f"Writing by {writer.origin}.", file=sys.stderr)
         # A seed of its own for each line, so that equal tables are sampled differently.
@@ -116,16 +97,6 @@ def read_lines(file: IO[bytes], name: str) -> Iterator[str]:
             yield line.decode(errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
-
-
-def fail(why: str) -> int:
-    print(f"sample.py: {why}", file=sys.stderr)
-    return 2
-
-
-def drop_output() -> None:
-    """Nothing can be written any more, also not when Python flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

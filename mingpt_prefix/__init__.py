@@ -1,1 +1,47 @@
-"""A compact GPT-2 that learns table-to-text by prefix-tuning."""
+"""A compact GPT-2 that learns table-to-text by prefix-tuning: the public interface.
+
+    from mingpt_prefix import generate, load_model, load_prefix
+
+    model = load_model("gpt2")
+    logits = model.logits([[464, 6840]], load_prefix("prefix.safetensors"))
+
+A name is imported from its module when it is first used, so that importing the package is quick.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+_MODULES = {
+    "GPT2": "model",
+    "MingptPrefixError": "errors",
+    "PrefixKV": "batch",
+    "Table": "tables",
+    "TableError": "errors",
+    "generate": "generate",
+    "load_model": "weights",
+    "load_prefix": "prefix",
+    "parse_table": "tables",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing the module `generate` would put it in the place of the function.
+        if name == "generate" and isinstance(value, ModuleType):
+            value = value.generate
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -108,12 +108,17 @@ class PackedBatch:
 class Encoded:
     """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
 
-    `offset` is added to its positions.
+    `offset` is added to its positions. Raises ValueError for a context of no tokens: there is
+    nothing that could predict the first target.
     """
 
     ids: Tensor
     context: int
     offset: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.context <= len(self.ids):
+            raise ValueError(f"context: {self.context} of {len(self.ids)} tokens")
 
     @property
     def n_targets(self) -> int:
@@ -145,16 +150,21 @@ def make_layout(
 ) -> Layout:
     """The layout of sequences of these lengths.
 
-    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence.
+    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence. Raises
+    ValueError where they are not one for each sequence.
     """
 
-    def each(values, default):
+    def each(name, values, default):
         if values is None:
             return torch.full((len(lengths),), default, dtype=torch.int32)
-        return torch.as_tensor(values, dtype=torch.int32)
+        values = torch.as_tensor(values, dtype=torch.int32)
+        if values.shape != (len(lengths),):
+            raise ValueError(f"{name}: shape {tuple(values.shape)} for {len(lengths)} sequences")
+        return values
 
     starts = _offsets(torch.tensor(lengths, dtype=torch.int64))
-    return Layout(starts, each(prefix_ids, -1), each(prefix_from, 0), max(lengths, default=0))
+    ids, first = each("prefix_ids", prefix_ids, -1), each("prefix_from", prefix_from, 0)
+    return Layout(starts, ids, first, max(lengths, default=0))
 
 
 def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
@@ -173,7 +183,13 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
 
 
 def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> PackedBatch:
-    """Examples one after the other, all with prefix 0 of `prefix_length` rows in front, or none."""
+    """Examples one after the other, all with prefix 0 of `prefix_length` rows in front, or none.
+
+    Raises:
+        ValueError: for no examples.
+    """
+    if not examples:
+        raise ValueError("examples: expected at least one")
     lengths = [len(e.ids) for e in examples]
     has_prefix = prefix_length is not None
     layout = make_layout(lengths, [0] * len(examples) if has_prefix else None)

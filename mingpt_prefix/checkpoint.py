@@ -135,7 +135,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
 def _load(path: Path) -> Checkpoint:
     with safe_open(path, "pt") as file:
         state = json.loads((file.metadata() or {})[_KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Copies: what is read is a window on the file, which is deleted while training goes on.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     step = state["step"]
     if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
         raise ValueError("its name does not fit its step")

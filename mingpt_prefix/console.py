@@ -1,22 +1,31 @@
-"""What the scripts share at the terminal: flags, lines, the progress bar."""
+"""What the scripts share at the terminal: flags, lines, the progress bar, and how they end."""
+
+from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mingpt_prefix import training
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.errors import ConfigError, MingptPrefixError
+from mingpt_prefix.tables import printable
+
+if TYPE_CHECKING:  # torch, which it brings, takes seconds
+    from mingpt_prefix import training
 
 T = TypeVar("T")
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
 _BOX = re.compile(r"[─-╿]+")
+# What torch says; not every message with "memory" in it means this.
+_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
@@ -48,7 +57,7 @@ def say(text: str = "") -> None:
 
 
 @contextlib.contextmanager
-def training_bar(trainer: "training.Trainer") -> Iterator[Callable[["training.Progress"], None]]:
+def training_bar(trainer: training.Trainer) -> Iterator[Callable[[training.Progress], None]]:
     """A progress bar with loss, tokens/s and time left; without a terminal, a line now and then."""
     console = Console(stderr=False)
     if not console.is_terminal:
@@ -66,16 +75,16 @@ def training_bar(trainer: "training.Trainer") -> Iterator[Callable[["training.Pr
         task = bar.add_task("training", total=trainer.total_steps, note="")
         bar.update(task, completed=trainer.step)
 
-        def show(progress: "training.Progress") -> None:
+        def show(progress: training.Progress) -> None:
             bar.update(task, completed=progress.step, note=meter.read(progress))
 
         yield show
 
 
-def _line_printer(trainer: "training.Trainer") -> Callable[["training.Progress"], None]:
+def _line_printer(trainer: training.Trainer) -> Callable[[training.Progress], None]:
     meter, every = _Meter(), max(1, trainer.total_steps // 20)
 
-    def show(progress: "training.Progress") -> None:
+    def show(progress: training.Progress) -> None:
         text = meter.read(progress)
         if progress.step % every == 0 or progress.dev_loss is not None:
             say(f"step {progress.step}/{trainer.total_steps}  {text}")
@@ -89,7 +98,7 @@ class _Meter:
     def __init__(self) -> None:
         self.start, self.tokens, self.loss, self.dev = time.monotonic(), 0, None, ""
 
-    def read(self, progress: "training.Progress") -> str:
+    def read(self, progress: training.Progress) -> str:
         self.tokens += progress.tokens
         self.loss = progress.loss if self.loss is None else 0.95 * self.loss + 0.05 * progress.loss
         if progress.dev_loss is not None:
@@ -98,7 +107,37 @@ class _Meter:
         return f"loss {self.loss:.3f}{self.dev}  {rate:,.0f} tokens/s"
 
 
-def fail(prog: str, error: Exception) -> int:
+def run_script(prog: str, program: Callable[[], int]) -> int:
+    """The exit code of `program`; what goes wrong in it is one line on stderr, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        return program()
+    except MingptPrefixError as error:
+        return fail(prog, error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        if error.filename is not None:
+            return fail(prog, f"{printable(str(error.filename), 200)}: {error.strerror or error}")
+        _drop_output()
+        return fail(prog, f"cannot write: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        return fail(prog, "not enough memory for this model, batch and number of beams")
+
+
+def fail(prog: str, why: object) -> int:
     """Say what is wrong in one line on stderr; returns exit code 2."""
-    print(f"{prog}: {error}", file=sys.stderr)
+    print(f"{prog}: {why}", file=sys.stderr)
     return 2
+
+
+def _drop_output() -> None:
+    """Nothing can be written any more, also not when Python flushes at its end."""
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

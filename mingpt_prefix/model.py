@@ -78,6 +78,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout
+        self.name, self.fingerprint = "", ""  # where its weights come from: see `weights`
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -162,6 +163,7 @@ class GPT2(nn.Module):
         if len(sequences) == 0:
             return []
         ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        prefix = None if prefix is None else prefix.to(self.device)
         if prefix is not None and prefix_ids is None:
             prefix_ids = [0] * len(ids)
         layout = make_layout([len(i) for i in ids], prefix_ids, prefix_from).to(self.device)

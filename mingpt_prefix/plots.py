@@ -7,7 +7,9 @@ _SMOOTHING_STEPS = 100
 
 
 def save_loss_curve(log: Sequence[dict], path: Path, title: str) -> bool:
-    """Draw the losses of log.jsonl's lines to a PNG; False where matplotlib is not installed."""
+    """Draw the losses of log.jsonl's lines to a PNG; False without lines or matplotlib."""
+    if not log:
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError:

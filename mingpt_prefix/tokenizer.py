@@ -17,6 +17,7 @@ import tiktoken
 from mingpt_prefix import tiny
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.files import cache_dir
+from mingpt_prefix.tables import printable
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into the pieces that BPE merges within.
@@ -57,15 +58,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "tiny":
         return Tokenizer(name, _from_ranks(name, (tiny.FILES / "vocab.tiktoken").read_bytes()))
     if name != "gpt2":
-        raise ConfigError(f"unknown tokenizer {name!r}; known: gpt2, tiny")
-    folder = cache_dir() / "tiktoken"
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))
+        raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny")
+    folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
     try:
         return Tokenizer(name, tiktoken.get_encoding("gpt2"))
     except (OSError, ValueError) as error:
         why = type(error).__name__
         raise DataError(
-            f"GPT-2's tokenizer is not in {folder} and cannot be downloaded ({why})"
+            f"GPT-2's tokenizer is not in {printable(folder, 200)} and cannot be downloaded ({why})"
         ) from None
 
 

@@ -36,7 +36,7 @@ from mingpt_prefix.folder import (
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
-DEVICES = ("cpu", "cuda", "mps")
+DEVICES = ("cpu", "cuda")
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -64,7 +64,7 @@ def load_model(
     if name in hub.REPOS:
         config, files = MODELS[name], [hub.weights_file(name)]
     else:
-        folder = Path(str(tiny.FILES / "model")) if name else _folder(name_or_folder)
+        folder = Path(str(tiny.FILES / "model")) if name else model_folder(name_or_folder)
         config, files = read_config(folder / CONFIG_FILE), weight_files(folder)
     with torch.device("meta"):
         model = GPT2(config, attention)
@@ -147,14 +147,8 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
     return why is None, why or "can be downloaded"
 
 
-def _choose_attention(name: str) -> str:
-    if name not in ("auto", *kernels.BACKENDS):
-        known = ", ".join(("auto", *kernels.BACKENDS))
-        raise ConfigError(f"unknown attention '{printable(name)}'; known: {known}")
-    return "reference" if name == "auto" else name
-
-
-def _folder(given: str | Path) -> Path:
+def model_folder(given: str | Path) -> Path:
+    """The path of a model's folder; raises WeightsError where there is no folder of that name."""
     folder = Path(given)
     try:
         if folder.is_dir() and str(given):
@@ -165,6 +159,13 @@ def _folder(given: str | Path) -> Path:
         f"unknown model '{shown(given)}'; known: {', '.join(MODELS)}; "
         "or the path of a folder as transformers saves it"
     )
+
+
+def _choose_attention(name: str) -> str:
+    if name not in ("auto", *kernels.BACKENDS):
+        known = ", ".join(("auto", *kernels.BACKENDS))
+        raise ConfigError(f"unknown attention '{printable(name)}'; known: {known}")
+    return "reference" if name == "auto" else name
 
 
 def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ import torch
 from mingpt_prefix import tiny
 from mingpt_prefix.batch import encode_prompt
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.console import INTERRUPTED, PIPE_CLOSED
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.generate import generate
 from mingpt_prefix.model import GPT2
@@ -369,7 +370,7 @@ def test_process_streams_chunk_by_chunk_and_ends_quietly(place, sample) -> None:
         lines = [process.stdout.readline() for _ in range(sample.CHUNK)]  # before the input ends
         assert all(line.strip() for line in lines)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == sample.INTERRUPTED
+        assert process.wait(60) == INTERRUPTED
         assert process.stderr.read().count(b"\n") == 1
 
 
@@ -381,7 +382,7 @@ def test_process_of_a_closed_pipe(place, sample) -> None:
         process.stdout.close()
         process.stdin.write(f"{TABLE}\n".encode() * sample.CHUNK)
         process.stdin.close()
-        assert process.wait(60) == sample.PIPE_CLOSED
+        assert process.wait(60) == PIPE_CLOSED
         assert process.stderr.read().count(b"\n") == 1
 
 
