@@ -6,21 +6,20 @@ python train.py --mode pretrain --model gpt2 --data english.txt.xz
 python train.py --resume runs/prefix-tiny-1
 """
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 
-from mingpt_prefix.checkpoint import RunFolder, load_newest, save_checkpoint
+from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import MODELS, TrainConfig, to_json
-from mingpt_prefix.console import fail, parse, say, training_bar
-from mingpt_prefix.errors import CheckpointError, MingptPrefixError
+from mingpt_prefix.console import parse, run_script, say, stop_signals, training_bar
+from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.runs import read_run
-from mingpt_prefix.settings import TrainArgs, new_run_folder, resolve, resume
+from mingpt_prefix.runs import RunFolder, next_folder, read_run
+from mingpt_prefix.settings import TrainArgs, resolve, resume
 from mingpt_prefix.tables import TEXT_FORMAT
 from mingpt_prefix.tasks import Score, Task, fingerprint, load_task
 from mingpt_prefix.training import Trainer
@@ -36,6 +35,24 @@ def load_base(config: TrainConfig) -> GPT2:
         return GPT2(MODELS[config.model]).initialize(config.seed).to(config.device)
     dtype = config.dtype if config.mode == "prefix" else "fp32"
     return load_model(config.model, config.device, dtype, config.attention)
+
+
+def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) -> RunFolder:
+    """A new run's folder, with the score before training; or the old one, where it left off."""
+    data = fingerprint(task.train_set)
+    if args.resume:
+        if read_run(args.resume).get("data") != data:
+            raise CheckpointError(f"{args.resume}: the data is not what the run began with")
+        if checkpoint := load_newest(RunFolder(args.resume).checkpoints):
+            trainer.restore(checkpoint)
+        return RunFolder.reopen(args.resume, trainer.step)
+    folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
+    content = {"config": to_json(config), "data": data, "result": None}
+    run = RunFolder.create(folder, content)
+    before = task.score(trainer.model.eval(), None)
+    run.write_run({**content, "before": before.values})
+    say(f"Before training: {before.line}.")
+    return run
 
 
 def save_trained(trainer: Trainer, run: RunFolder) -> None:
@@ -56,42 +73,6 @@ def save_trained(trainer: Trainer, run: RunFolder) -> None:
     save_prefix(run.prefix_file, prefix.kv, info)
 
 
-def begin(args: TrainArgs, trainer: Trainer, task: Task) -> tuple[RunFolder, dict]:
-    """A new run's folder, or the old one and where it left off; and what run.json says."""
-    data = fingerprint(task.train_set)
-    if args.resume:
-        run, content = RunFolder(args.resume), read_run(args.resume)
-        if content.get("data") != data:
-            raise CheckpointError(f"{run.path}: the training data is not what the run began with")
-        if checkpoint := load_newest(run.checkpoints):
-            trainer.restore(checkpoint)
-        run.cut_log(trainer.step)
-        return run, content
-    run = RunFolder.create(args.out or new_run_folder(trainer.config))
-    before = task.score(trainer.model.eval(), None)
-    say(f"Before training: {before.line}.")
-    content = {"config": to_json(trainer.config), "data": data, "before": before.values}
-    run.write_run({**content, "result": None})
-    return run, content
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM land in the list; a second one ends the process at once."""
-    caught: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train(trainer: Trainer, run: RunFolder) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     pending, saved_at = [], time.monotonic()
@@ -105,19 +86,16 @@ def train(trainer: Trainer, run: RunFolder) -> int:
         for progress in trainer.steps():
             pending.append(progress.log_line())
             show(progress)
-            if progress.is_best:
+            # Without a dev set the last is the best.
+            is_last = trainer.step == trainer.total_steps
+            if progress.is_best or (is_last and not trainer.dev_set):
                 save_trained(trainer, run)
-            if (
-                caught
-                or progress.dev_loss is not None
-                or time.monotonic() - saved_at > SAVE_EVERY_S
-            ):
+            is_due = time.monotonic() - saved_at > SAVE_EVERY_S
+            if progress.dev_loss is not None or is_last or is_due or caught:
                 save()
                 saved_at = time.monotonic()
             if caught:
                 return caught[0]
-    if not trainer.dev_set:
-        save_trained(trainer, run)
     return 0
 
 
@@ -125,48 +103,51 @@ def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
     """The score of what the run has kept, read back from its files."""
     config = trainer.config
     if config.mode == "prefix":
-        kept = load_prefix(run.prefix_file).to(trainer.model.device)
-        return task.score(trainer.model.eval(), kept)
-    return task.score(load_model(run.model_folder, config.device, config.dtype), None)
+        return task.score(trainer.model.eval(), load_prefix(run.prefix_file))
+    return task.score(load_model(run.model_folder, config.device, "fp32", config.attention), None)
 
 
-def report(trainer: Trainer, task: Task, run: RunFolder, content: dict, seconds: float) -> None:
+def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
     score = score_kept(trainer, task, run)
     result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values}
-    run.write_run({**content, "result": result})
+    run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
-    drawn = save_loss_curve(run.read_log(), run.path / "loss.png", title)
+    drawn = save_loss_curve(run.read_log(), run.picture, title)
     say(f"Trained in {seconds:.0f} s. After training: {score.line}.")
     for line in score.sample:
         say(f"  {line}")
     made = run.prefix_file if config.mode == "prefix" else run.model_folder
-    say(f"Written: {made}, log.jsonl and {'loss.png' if drawn else 'run.json'} beside it.")
+    say(f"Written: {made}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
     if config.mode != "pretrain":
-        say(f"Try: python sample.py --run {run.path} --table '{EXAMPLE_TABLE}'")
+        base = (
+            f" --model {config.model}" if made == run.prefix_file and not trainer.model.name else ""
+        )
+        say(f'Next: python sample.py --run {run.path}{base} --table "{EXAMPLE_TABLE}"')
+
+
+def run_training(argv: Sequence[str] | None) -> int:
+    args = parse(TrainArgs, argv, "train.py", __doc__)
+    config, why = resume(args) if args.resume else resolve(args)
+    say(why)
+    model = load_base(config)
+    task = load_task(config, model.config)
+    trainer = Trainer(config, model, task.train_set, task.dev_set)
+    say(trainer.summary())
+    run = begin(config, args, trainer, task)
+    started = time.monotonic()
+    if number := train(trainer, run):
+        say(f"Stopped after step {trainer.step}, and saved. To go on:")
+        say(f"python train.py --resume {run.path}")
+        return 128 + number
+    report(trainer, task, run, time.monotonic() - started)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole run; returns the exit code."""
-    try:
-        args = parse(TrainArgs, argv, "train.py", __doc__)
-        config, why = resume(args) if args.resume else resolve(args)
-        say(why)
-        model = load_base(config)
-        task = load_task(config, model.config)
-        trainer = Trainer(config, model, task.train_set, task.dev_set)
-        say(trainer.summary())
-        run, content = begin(args, trainer, task)
-        started = time.monotonic()
-        if number := train(trainer, run):
-            say(f"Stopped after step {trainer.step}, and saved. To go on:")
-            say(f"python train.py --resume {run.path}")
-            return 128 + number
-        report(trainer, task, run, content, time.monotonic() - started)
-    except MingptPrefixError as error:
-        return fail("train.py", error)
-    return 0
+    return run_script("train.py", lambda: run_training(argv))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@
 A name is imported from its module when it is first used, so that importing the package is quick.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 _MODULES = {
     "GPT2": "model",
@@ -18,7 +16,7 @@ _MODULES = {
     "PrefixKV": "batch",
     "Table": "tables",
     "TableError": "errors",
-    "generate": "generate",
+    "generate": "decoding",
     "load_model": "weights",
     "load_prefix": "prefix",
     "parse_table": "tables",
@@ -34,14 +32,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the module `generate` would put it in the place of the function.
-        if name == "generate" and isinstance(value, ModuleType):
-            value = value.generate
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,8 +1,7 @@
-"""The run folder, and the checkpoints a run goes on from: files written whole or not at all.
+"""The checkpoints a run goes on from: each one file, written whole or not at all.
 
-    run = RunFolder.create(Path("runs/first"))
-    save_checkpoint(run.checkpoints, step, tensors, state)
-    checkpoint = load_newest(run.checkpoints)
+    save_checkpoint(folder, step, tensors, state)
+    checkpoint = load_newest(folder)
 
 A checkpoint is `step-00001200.safetensors`: tensors, and `state`, a JSON object, in its metadata.
 The last two are kept, so that a file damaged by the disk costs one interval at most.
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mingpt_prefix.errors import CheckpointError
-from mingpt_prefix.files import replace_atomically, write_atomically
+from mingpt_prefix.files import replace_atomically
 from mingpt_prefix.tables import printable
 
 KEEP = 2
@@ -31,70 +30,6 @@ class Checkpoint:
     step: int
     tensors: dict[str, torch.Tensor]
     state: dict
-
-
-class RunFolder:
-    """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
-    that training makes: `prefix.safetensors` or `model/`, and `loss.png`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
-        self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
-
-    @classmethod
-    def create(cls, path: Path) -> "RunFolder":
-        """Make the folder.
-
-        Raises:
-            CheckpointError: when it holds something already, or cannot be written.
-        """
-        name = printable(str(path), 200)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise CheckpointError(f"{name}: not empty; name a new --out, or --resume it")
-            (path / "checkpoint").mkdir()
-        except OSError as error:
-            raise CheckpointError(f"{name}: {error.strerror or error}") from None
-        return cls(path)
-
-    def write_run(self, content: dict) -> None:
-        """Make `content` the content of run.json."""
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        self._write(self.path / "run.json", text)
-
-    def log(self, lines: list[dict]) -> None:
-        """Append to log.jsonl."""
-        try:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        except OSError as error:
-            raise CheckpointError(f"{self.log_file}: {error.strerror or error}") from None
-
-    def read_log(self, last_step: int | None = None) -> list[dict]:
-        """The lines of log.jsonl up to `last_step`; a line cut off by a crash ends them."""
-        lines = []
-        try:
-            for text in self.log_file.read_text(encoding="utf-8").splitlines():
-                line = json.loads(text)
-                if last_step is not None and line["step"] > last_step:
-                    break
-                lines.append(line)
-        except (FileNotFoundError, ValueError):
-            pass
-        return lines
-
-    def cut_log(self, last_step: int) -> None:
-        """Drop what log.jsonl says of steps after `last_step`: they will be done again."""
-        lines = self.read_log(last_step)
-        self._write(self.log_file, "".join(json.dumps(line) + "\n" for line in lines))
-
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            write_atomically(path, text.encode())
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from None
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:

@@ -7,11 +7,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "finetune", "pretrain"]
+Optimizer = Literal["adamw", "muon"]
 MAX_SEED = 2**31 - 1
 
 
@@ -78,7 +79,7 @@ class TrainConfig:
     reparam: bool = True
     mid_dim: int = 512
     dropout: float = 0.0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -88,10 +89,14 @@ class TrainConfig:
     block_size: int = 256
     seed: int = 0
     device: str = "cpu"
-    dtype: str = "fp32"
+    dtype: Literal["fp32", "bf16"] = "fp32"
     attention: str = "reference"
 
     def __post_init__(self):
+        choices = (("mode", Mode), ("optimizer", Optimizer), ("dtype", Literal["fp32", "bf16"]))
+        for name, kind in choices:
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
         positive = "lr epochs batch_size micro_batch_size mid_dim clip evals block_size"
         for name in positive.split():
             if not getattr(self, name) > 0:
@@ -102,6 +107,8 @@ class TrainConfig:
         for name in ("lr", "epochs", "weight_decay", "clip"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{_flag(name)} must be finite, not {getattr(self, name)}")
+        if self.epochs > 1e6:
+            raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
         for name in ("dropout", "warmup"):
@@ -176,7 +183,7 @@ class Decoding:
         for name in ("beams", "max_new_tokens", "temperature", "top_k"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name.replace('_', '-')} must be positive, not {value}")
+                raise ConfigError(f"{_flag(name)} must be positive, not {value}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
         if not math.isfinite(self.length_penalty):

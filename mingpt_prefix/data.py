@@ -17,10 +17,10 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from mingpt_prefix import tiny
 from mingpt_prefix.errors import DataError
 from mingpt_prefix.files import cache_dir, write_atomically
 from mingpt_prefix.readers import SUFFIXES, read_bytes, read_csv, read_examples
@@ -70,8 +70,7 @@ def load_examples(source: str, split: Split, url: str = E2E_URL) -> list[Example
         with zipfile.ZipFile(io.BytesIO(_e2e_release(url))) as release:
             return read_csv(release.read(f"e2e-dataset/{member}"), f"e2e {member}")
     if source == "sample":
-        sample = resources.files("mingpt_prefix") / "tiny" / "sample" / member
-        return read_csv(read_bytes(sample, f"sample {member}"), f"sample {member}")
+        return read_csv(read_bytes(tiny.SAMPLE / member, f"sample {member}"), f"sample {member}")
     return _load_path(source, split)
 
 

@@ -34,6 +34,13 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder`."""
+    for part in folder.glob("*.part"):
+        if part.is_file():
+            part.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, where the system can; a rename lasts only then."""
     if os.name == "posix":

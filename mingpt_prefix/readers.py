@@ -10,7 +10,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]
         yield number, item
 
 
-def read_bytes(path: Path | Traversable, name: str) -> bytes:
+def read_bytes(path: Path, name: str) -> bytes:
     """Read a regular file whole; `name` is for messages.
 
     Raises:

@@ -1,17 +1,97 @@
-"""Run folders as they are found again: `run.json` read with care, and the newest finished run.
+"""A run's folder: what train.py writes, found again and read with care.
 
-read_run(Path("runs/prefix-tiny-1"))["config"]["mode"]
-newest_finished(Path("runs"))
+run = RunFolder.create(Path("runs/first"))
+read_run(run.path)["config"]["mode"]
+newest_finished(RUNS)
 """
 
 import json
 from pathlib import Path
 
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.files import remove_parts, write_atomically
 from mingpt_prefix.tables import printable
 
+RUNS = Path("runs")
 RUN_FILE = "run.json"
 _RUN_FILE_LIMIT = 1 << 20
+
+
+class RunFolder:
+    """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
+    that training makes: `prefix.safetensors` or `model/`, and `loss.png`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
+        self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
+        self.picture = path / "loss.png"
+
+    @classmethod
+    def create(cls, path: Path, content: dict) -> "RunFolder":
+        """Make the folder, with `content` in its run.json.
+
+        Raises:
+            CheckpointError: when it holds something already, or cannot be written.
+        """
+        name = printable(str(path), 200)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise CheckpointError(f"{name}: not empty; name a new --out, or --resume it")
+            run = cls(path)
+            run.write_run(content)
+            run.checkpoints.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"{name}: {error.strerror or error}") from None
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path, step: int) -> "RunFolder":
+        """The folder of a run that goes on after `step`: what was logged later is dropped."""
+        run = cls(path)
+        try:
+            run.checkpoints.mkdir(exist_ok=True)
+            for folder in (run.path, run.checkpoints):
+                remove_parts(folder)
+            lines = run.read_log(step)
+            _write(run.log_file, "".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise CheckpointError(f"{printable(str(path), 200)}: {error.strerror}") from None
+        return run
+
+    def write_run(self, content: dict) -> None:
+        """Make `content` the content of run.json.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        _write(self.path / RUN_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def log(self, lines: list[dict]) -> None:
+        """Append to log.jsonl.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            raise CheckpointError(f"{self.log_file}: {error.strerror or error}") from None
+
+    def read_log(self, last_step: int | None = None) -> list[dict]:
+        """The lines of log.jsonl up to `last_step`; a line cut off by a crash ends them."""
+        lines = []
+        try:
+            for text in self.log_file.read_text(encoding="utf-8").splitlines():
+                line = json.loads(text)
+                if last_step is not None and line["step"] > last_step:
+                    break
+                lines.append(line)
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            pass
+        return lines
 
 
 def read_run(folder: Path) -> dict:
@@ -40,8 +120,7 @@ def read_run(folder: Path) -> dict:
 
 
 def finished_runs(root: Path) -> list[Path]:
-    """The folders in `root` whose run has ended, newest first; those that cannot be read are left
-    out."""
+    """The folders in `root` whose run has ended, newest first; unreadable ones are left out."""
     found = []
     try:
         for folder in root.iterdir():
@@ -58,3 +137,17 @@ def finished_runs(root: Path) -> list[Path]:
 def newest_finished(root: Path) -> Path | None:
     """The run in `root` that ended last, or None."""
     return next(iter(finished_runs(root)), None)
+
+
+def next_folder(stem: str) -> Path:
+    """`runs/STEM-1`, or the first number that is free."""
+    taken = {path.name for path in RUNS.iterdir()} if RUNS.is_dir() else set()
+    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
+    return RUNS / f"{stem}-{number}"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None

@@ -9,22 +9,21 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, recipe, to_json
-from mingpt_prefix.errors import CheckpointError, ConfigError, WeightsError
+from mingpt_prefix.config import MODELS, Mode, ModelConfig, Optimizer, TrainConfig, recipe, to_json
+from mingpt_prefix.data import load_examples
+from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
 from mingpt_prefix.runs import read_run
-from mingpt_prefix.tables import printable
-from mingpt_prefix.weights import choose_device, weights_at_hand
-
-RUNS = Path("runs")
+from mingpt_prefix.tokenizer import load_tokenizer
+from mingpt_prefix.weights import choose_device, model_folder, weights_at_hand
 
 
 @dataclass(frozen=True)
 class TrainArgs:
     """Flags of train.py; those not given come from the recipe of the mode and model."""
 
-    mode: Mode = "prefix"
-    """what is trained: a prefix, all weights, or (pretrain) all weights on plain text"""
+    mode: Mode | None = None
+    """what is trained: a prefix (the default), all weights, or (pretrain) all on plain text"""
     model: str | None = None
     """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
     data: tuple[str, ...] = ()
@@ -40,7 +39,7 @@ class TrainArgs:
     batch_size: int | None = None
     micro_batch_size: int | None = None
     """sequences at once; gradients add up to --batch-size"""
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: Optimizer | None = None
     """muon takes the blocks' matrices, and AdamW the rest; for finetune and pretrain"""
     dropout: float | None = None
     weight_decay: float | None = None
@@ -71,55 +70,55 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         ConfigError: for a setting out of range, or one that the mode has no use for.
         WeightsError: for a model that is not to be had.
     """
+    mode = args.mode or "prefix"
+    if mode == "pretrain" and not (args.model and args.data):
+        raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
+    if mode != "prefix" and (args.prefix_length, args.reparam) != (None, None):
+        raise ConfigError(f"--prefix-length and --reparam are for --mode prefix, not {mode}")
     device = choose_device(args.device)
-    model, why_model = _choose_model(args, device)
-    shape = model_shape(model)
-    is_tiny = shape.tokenizer == "tiny"
-    if args.mode == "pretrain" and not args.data:
-        raise ConfigError("--mode pretrain needs --data with .txt or .txt.xz files")
+    model, why = (args.model, "as --model says") if args.model else _choose_model(device)
+    is_tiny = model_shape(model).tokenizer == "tiny"
     data = args.data or (("sample",) if is_tiny else ("e2e",))
-    given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
-    if args.mode != "prefix" and (args.prefix_length, args.reparam) != (None, None):
-        raise ConfigError(f"--prefix-length and --reparam are for --mode prefix, not {args.mode}")
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
+    given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
     config = TrainConfig(
-        mode=args.mode,
+        mode=mode,
         model=model,
         data=data,
         device=device.type,
         dtype=dtype,
         attention="reference",
-        **recipe(args.mode, is_tiny, **given),
+        **recipe(mode, is_tiny, **given),
     )
+    what = {"prefix": "a prefix for", "finetune": "all weights of", "pretrain": "all weights of"}
+    start = " from fresh weights" if mode == "pretrain" and model in MODELS else ""
     where = "the GPU" if device.type == "cuda" else "the CPU"
-    what = {"prefix": "a prefix for", "finetune": "all weights of", "pretrain": "from scratch"}
-    line = f"Training {what[args.mode]} {model} on {', '.join(data)}, on {where} ({dtype})"
-    return config, f"{line}: {why_model}."
+    line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, on {where} ({dtype})"
+    return config, f"{line}: {why}."
 
 
-def _choose_model(args: TrainArgs, device: torch.device) -> tuple[str, str]:
-    if args.model is not None:
-        return args.model, "as --model says"
-    if args.mode == "pretrain":
-        raise ConfigError("--mode pretrain needs --model: a name (its shape) or a folder")
+def _choose_model(device: torch.device) -> tuple[str, str]:
+    """gpt2 where it can be trained on E2E at once, else tiny; and why."""
     if device.type != "cuda":
         return "tiny", "there is no GPU, so the embedded model was chosen; --model names another"
     at_hand, why = weights_at_hand("gpt2")
     if at_hand:
-        return "gpt2", f"there is a GPU, and GPT-2's weights are at hand ({why})"
-    return "tiny", f"GPT-2's weights are not to be had ({why}), so the embedded model was chosen"
+        try:
+            load_tokenizer("gpt2")
+            load_examples("e2e", "test")
+            return "gpt2", f"there is a GPU, and GPT-2's weights are at hand ({why})"
+        except DataError as error:
+            why = str(error)
+    return "tiny", f"GPT-2 cannot be trained here ({why}), so the embedded model was chosen"
 
 
 def model_shape(model: str) -> ModelConfig:
     """The shape of a known name or of a folder; raises WeightsError for neither."""
     if model in MODELS:
         return MODELS[model]
-    if not Path(model).is_dir():
-        known = ", ".join(MODELS)
-        raise WeightsError(f"unknown model '{printable(model)}'; known: {known}, or a folder")
-    return read_config(Path(model) / CONFIG_FILE)
+    return read_config(model_folder(model) / CONFIG_FILE)
 
 
 def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
@@ -134,13 +133,14 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     if content.get("result") is not None:
         raise CheckpointError(f"{args.resume}: this run has ended; nothing is left to do")
     defaults = TrainArgs()
-    for name in ("mode", "model", "data", "device", "dtype", *_RECIPE_FLAGS):
+    for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
         given = getattr(args, name)
         if given != getattr(defaults, name) and given != getattr(config, name):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} {given}: the run has {getattr(config, name)}")
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
+    choose_device(config.device)
     return config, f"Going on with the {config.mode} run of {config.model} in {args.resume}."
 
 
@@ -161,11 +161,3 @@ def config_from_json(saved: object) -> TrainConfig:
     if not same:
         raise CheckpointError("run.json: settings are missing in it")
     return config
-
-
-def new_run_folder(config: TrainConfig) -> Path:
-    """`runs/prefix-tiny-1`, or the next number that is free."""
-    stem = f"{config.mode}-{Path(config.model).name}"
-    taken = {path.name for path in RUNS.glob(f"{stem}-*")}
-    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
-    return RUNS / f"{stem}-{number}"

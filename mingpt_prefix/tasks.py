@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mingpt_prefix.batch import Encoded, PrefixKV, encode_example, encode_prompt
+from mingpt_prefix.batch import Encoded, PrefixKV, encode_example
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data import group_references, load_split
+from mingpt_prefix.describe import describe, one_line
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.generate import generate
 from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
-from mingpt_prefix.tables import Table, format_table
+from mingpt_prefix.tables import format_table
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 
 _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
@@ -40,7 +40,9 @@ class Task(Protocol):
     train_set: Sequence[Encoded]
     dev_set: Sequence[Encoded]
 
-    def score(self, model: GPT2, prefix: PrefixKV | None) -> Score: ...
+    def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
+        """How good `model` is at the task now, with `prefix` in front."""
+        ...
 
 
 def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
@@ -72,13 +74,18 @@ class TableTask:
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         if not self.dev_tables:
             return Score()
-        said = describe(model, self.tokenizer, [table for table, _ in self.dev_tables], prefix)
+        tables = [table for table, _ in self.dev_tables]
+        # A table that leaves no room for a sentence is one said in no words.
+        said = [
+            text if isinstance(text, str) else ""
+            for text in describe(model, self.tokenizer, tables, prefix)
+        ]
         value = bleu(said, [texts for _, texts in self.dev_tables])
         table, texts = self.dev_tables[0]
         sample = (
             f"table      {format_table(table)}",
             f"says       {said[0]}",
-            f"reference  {texts[0]}",
+            f"reference  {one_line(texts[0])}",
         )
         return Score({"dev_bleu": value}, f"dev BLEU {100 * value:.1f}", sample)
 
@@ -94,19 +101,6 @@ class TextTask:
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         value = bits_per_byte(model, self.corpus.held_out, self.corpus.held_out_bytes)
         return Score({"bits_per_byte": value}, f"held-out text {value:.3f} bits per byte")
-
-
-def describe(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    tables: Sequence[Table],
-    prefix: PrefixKV | None = None,
-    beams: int = 1,
-) -> list[str]:
-    """A sentence for each table, greedy or by beam search."""
-    prompts = [encode_prompt(tokenizer, table) for table in tables]
-    new = generate(model, prompts, prefix, beams=beams)
-    return [" ".join(tokenizer.decode(ids).split()) for ids in new]
 
 
 def fingerprint(examples: Sequence[Encoded]) -> str:

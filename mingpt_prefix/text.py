@@ -28,15 +28,17 @@ def documents(path: Path) -> Iterator[str]:
             for line in file:
                 if line.rstrip("\n") != END_OF_TEXT:
                     lines.append(line)
-                elif document := "".join(lines).rstrip("\n"):
-                    found, lines = True, []
+                    continue
+                document, lines = "".join(lines).strip("\n"), []
+                if document:
+                    found = True
                     yield document
     except (OSError, lzma.LZMAError, EOFError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"{name}: {why}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: byte 0x{error.object[error.start]:02x} is not UTF-8") from None
-    if document := "".join(lines).rstrip("\n"):
+    if document := "".join(lines).strip("\n"):
         yield document
     elif not found:
         raise DataError(f"{name}: no text in it")

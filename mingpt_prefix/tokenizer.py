@@ -10,7 +10,6 @@ import base64
 import functools
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import tiktoken
 
@@ -56,7 +55,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         DataError: when GPT-2's files are neither cached nor to be downloaded.
     """
     if name == "tiny":
-        return Tokenizer(name, _from_ranks(name, (tiny.FILES / "vocab.tiktoken").read_bytes()))
+        return Tokenizer(name, _from_ranks(name, tiny.VOCABULARY.read_bytes()))
     if name != "gpt2":
         raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny")
     folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
@@ -67,11 +66,6 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise DataError(
             f"GPT-2's tokenizer is not in {printable(folder, 200)} and cannot be downloaded ({why})"
         ) from None
-
-
-def from_ranks_file(name: str, path: Path) -> Tokenizer:
-    """A tokenizer from a file of tiktoken's form, one base64 token and its rank a line."""
-    return Tokenizer(name, _from_ranks(name, path.read_bytes()))
 
 
 def _from_ranks(name: str, lines: bytes) -> tiktoken.Encoding:

@@ -24,10 +24,10 @@ from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.optim import learning_rate, make_optimizers
 from mingpt_prefix.prefix import PrefixEncoder
 
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -68,29 +68,29 @@ class Trainer:
         self.step, self.best_loss, self.best_step = 0, math.inf, 0
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
-        self._make_learner()
+        self._choose_trainable()
         self._check_positions()
-        self.optimizers = make_optimizers(self.learner, config)
+        self.optimizers = make_optimizers(self.trainable, config)
 
     @property
     def prefix_length(self) -> int | None:
         return self.config.prefix_length if self.config.mode == "prefix" else None
 
-    def _make_learner(self) -> None:
+    def _choose_trainable(self) -> None:
         config, model = self.config, self.model
         is_prefix = config.mode == "prefix"
         model.requires_grad_(not is_prefix)
         model.dropout = 0.0 if is_prefix else config.dropout
-        self.learner: nn.Module = model
+        self.trainable: nn.Module = model
         if is_prefix:
             shape = (config.prefix_length, config.mid_dim, config.reparam, config.seed)
-            self.learner = PrefixEncoder(model.config, *shape).to(model.device)
+            self.trainable = PrefixEncoder(model.config, *shape).to(model.device)
 
     def summary(self) -> str:
         """The run in one line: examples, steps, learning rate, what is trained and what is kept."""
         config = self.config
         total = sum(p.numel() for p in self.model.parameters())
-        trained = sum(p.numel() for p in self.learner.parameters())
+        trained = sum(p.numel() for p in self.trainable.parameters())
         what = f"{trained:,} of {total:,} parameters are trained"
         if self.prefix_length:
             kept = self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
@@ -145,7 +145,7 @@ class Trainer:
         config = self.config
         self.model.train()
         torch.manual_seed(_mix(config.seed, self.step))  # dropout's random state
-        prefix = self.learner() if config.mode == "prefix" else None
+        prefix = self.trainable() if config.mode == "prefix" else None
         # The encoder runs once: its rows' gradient adds up in a leaf and goes back through it once.
         rows = None if prefix is None else PrefixKV(prefix.kv.detach(), prefix.starts)
         if rows is not None:
@@ -159,7 +159,7 @@ class Trainer:
             loss += part.detach()
         if prefix is not None:
             prefix.kv.backward(rows.kv.grad)
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(self.trainable.parameters(), config.clip)
         if not torch.isfinite(loss + norm):
             what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
             raise _not_finite(self.step + 1, what)
@@ -172,10 +172,13 @@ class Trainer:
 
     def _summed_loss(self, batch: PackedBatch, prefix: PrefixKV | None) -> Tensor:
         """Cross-entropy in nats summed over the batch's targets, the head run on those alone."""
-        model, dtype = self.model, AMP_DTYPES.get(self.config.dtype)
+        model = self.model
         trains_weights = self.config.mode != "prefix"
-        autocast = torch.autocast(model.device.type, dtype) if dtype and trains_weights else None
-        with autocast or nullcontext():
+        with (
+            torch.autocast(model.device.type, torch.bfloat16)
+            if trains_weights and self.config.dtype == "bf16"
+            else nullcontext()
+        ):
             hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
             logits = model.head(hidden[batch.target_index])  # (M, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -198,11 +201,11 @@ class Trainer:
         if self.config.mode != "prefix":
             return None
         with torch.no_grad():
-            return self.learner()
+            return self.trainable()
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """All that `restore` needs: tensors, and a JSON object."""
-        tensors = {f"trained.{name}": p for name, p in self.learner.named_parameters()}
+        tensors = {f"trained.{name}": p for name, p in self.trainable.named_parameters()}
         for number, optimizer in enumerate(self.optimizers):
             for index, slots in optimizer.state_dict()["state"].items():
                 names = {key: f"optimizer.{number}.{index}.{key}" for key in slots}
@@ -217,7 +220,7 @@ class Trainer:
         """
         slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         try:
-            own = dict(self.learner.named_parameters())
+            own = dict(self.trainable.named_parameters())
             for name, tensor in checkpoint.tensors.items():
                 kind, rest = name.split(".", 1)
                 if kind == "trained":
@@ -235,44 +238,6 @@ class Trainer:
         except (LookupError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint is of another run: {error}") from None
         self.step = checkpoint.step
-
-
-def make_optimizers(learner: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov & Hutter 2019), or for the blocks' matrices Muon (Jordan et al. 2024).
-
-    Weight decay acts on matrices alone.
-
-    Raises:
-        ConfigError: for Muon where this torch has none (it came with 2.9).
-    """
-    named = list(learner.named_parameters())
-    by_muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
-    taken = {id(p) for p in by_muon}
-    rest = [p for _, p in named if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
-    if by_muon:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"--optimizer muon needs torch 2.9; this is {torch.__version__}")
-        # Scaled to AdamW's usual step, so that one learning rate serves both.
-        settings = dict(weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(torch.optim.Muon(by_muon, lr=config.lr, **settings))
-    return optimizers
-
-
-def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return name.startswith("h.") and parameter.ndim == 2
-
-
-def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of 0-based `step`: up over the warm-up's share of steps, then linearly to 0."""
-    warmup = round(config.warmup * total_steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * (total_steps - step) / max(1, total_steps - warmup)
 
 
 def _not_finite(step: int, what: str) -> TrainingError:

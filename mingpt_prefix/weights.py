@@ -64,7 +64,7 @@ def load_model(
     if name in hub.REPOS:
         config, files = MODELS[name], [hub.weights_file(name)]
     else:
-        folder = Path(str(tiny.FILES / "model")) if name else model_folder(name_or_folder)
+        folder = tiny.MODEL if name else model_folder(name_or_folder)
         config, files = read_config(folder / CONFIG_FILE), weight_files(folder)
     with torch.device("meta"):
         model = GPT2(config, attention)

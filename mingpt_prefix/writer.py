@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mingpt_prefix import tiny
-from mingpt_prefix.batch import PrefixKV, encode_prompt
-from mingpt_prefix.checkpoint import RunFolder
+from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import MODELS, Decoding, SampleConfig
+from mingpt_prefix.describe import describe
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
-from mingpt_prefix.generate import generate
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixInfo, check_prefix, read_prefix
-from mingpt_prefix.runs import finished_runs, newest_finished, read_run
+from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
 from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.weights import load_model
-
-RUNS = Path("runs")
-SHIPPED_PREFIX = Path(str(tiny.FILES / "prefix.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -45,35 +41,9 @@ class Writer:
         Raises:
             ConfigError: for a text format that this version does not know.
         """
-        prompts = [encode_prompt(self.tokenizer, table, self.text_format) for table in tables]
-        rows = 0 if self.prefix is None else int(self.prefix.lengths[0])
-        room = self.model.config.n_positions - rows - 1  # for the prompt and one new token
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-        new = generate(
-            self.model,
-            [prompts[i] for i in fitting],
-            self.prefix,
-            beams=decoding.beams,
-            max_new_tokens=decoding.max_new_tokens,
-            length_penalty=decoding.length_penalty,
-            eos=self.tokenizer.eos,
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-            seed=0 if seeds is None else [seeds[i] for i in fitting],
+        return describe(
+            self.model, self.tokenizer, tables, self.prefix, decoding, self.text_format, seeds
         )
-        texts = (one_line(self.tokenizer.decode(ids)) for ids in new)
-        written: dict[int, str | TableError] = dict(zip(fitting, texts, strict=True))
-        for i, prompt in enumerate(prompts):
-            if len(prompt) > room:
-                what = f"the table has {len(prompt)} tokens, and the model has room for {room}"
-                written[i] = TableError(what, 0)
-        return [written[i] for i in range(len(tables))]
-
-
-def one_line(text: str) -> str:
-    """Text on one line: white space collapsed and trimmed, what cannot be shown left out."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def open_writer(config: SampleConfig) -> Writer:
@@ -97,7 +67,7 @@ def open_writer(config: SampleConfig) -> Writer:
     if (run := newest_finished(RUNS)) is not None:
         return _of_run(config, run, f"{_shown(run)} (the newest finished run)")
     why = f"the shipped prefix (no finished run under {RUNS}/)"
-    return _with_prefix(config, SHIPPED_PREFIX, why)
+    return _with_prefix(config, tiny.PREFIX, why)
 
 
 def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
@@ -135,7 +105,7 @@ def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
 
 def _of_model(config: SampleConfig) -> Writer:
     model = _load(config, config.model)
-    for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), SHIPPED_PREFIX):
+    for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), tiny.PREFIX):
         fitting = _read_if_fitting(file, model)
         if fitting is not None:
             called = f"the prefix {_shown(file)} (the newest for this model)"

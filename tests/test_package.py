@@ -27,14 +27,8 @@ def test_every_public_name_is_there() -> None:
         mingpt_prefix.nothing  # noqa: B018
 
 
-def test_importing_is_light_and_its_order_does_not_matter() -> None:
-    code = """if True:
-        import sys, mingpt_prefix
-        assert "torch" not in sys.modules
-        import mingpt_prefix.generate
-        from mingpt_prefix.generate import generate
-        assert mingpt_prefix.generate is generate
-    """
+def test_importing_is_light() -> None:
+    code = "import sys, mingpt_prefix; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
 

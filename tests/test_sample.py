@@ -22,15 +22,15 @@ from mingpt_prefix import tiny
 from mingpt_prefix.batch import encode_prompt
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.console import INTERRUPTED, PIPE_CLOSED
+from mingpt_prefix.decoding import generate
+from mingpt_prefix.describe import one_line
 from mingpt_prefix.errors import CheckpointError
-from mingpt_prefix.generate import generate
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.runs import newest_finished, read_run
 from mingpt_prefix.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import fingerprint, load_model, save_model
-from mingpt_prefix.writer import one_line
 
 ROOT = Path(__file__).parents[1]
 TABLE = "name[The Mill], eatType[pub]"
@@ -77,8 +77,8 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder of its own with those files, and nothing embedded in the package."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     load_tokenizer("tiny")
-    monkeypatch.setattr(tiny, "FILES", tmp_path / "embedded")
-    monkeypatch.setattr("mingpt_prefix.writer.SHIPPED_PREFIX", tmp_path / "embedded" / "prefix")
+    monkeypatch.setattr(tiny, "MODEL", tmp_path / "embedded" / "model")
+    monkeypatch.setattr("mingpt_prefix.tiny.PREFIX", tmp_path / "embedded" / "prefix")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

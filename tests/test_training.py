@@ -13,7 +13,8 @@ from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.training import Trainer, learning_rate
+from mingpt_prefix.optim import learning_rate
+from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import fingerprint
 
 SHAPE = ModelConfig(2, 2, 16, vocab_size=50, n_positions=48, eos_token_id=49, tokenizer=None)
@@ -48,7 +49,7 @@ def make(config: TrainConfig, count: int = 20, dtype: torch.dtype = torch.float3
 
 
 def learned(trainer: Trainer) -> bytes:
-    return save({k: v.contiguous() for k, v in trainer.learner.state_dict().items()})
+    return save({k: v.contiguous() for k, v in trainer.trainable.state_dict().items()})
 
 
 def losses(trainer: Trainer) -> list[float]:
@@ -166,7 +167,7 @@ def test_bf16_autocast_trains_the_weights_in_fp32() -> None:
     trainer = make(replace(FINETUNE, dtype="bf16", dropout=0.0, lr=1e-3))
     plain = make(replace(FINETUNE, dropout=0.0, lr=1e-3))
     assert losses(trainer) == pytest.approx(losses(plain), rel=0.02)
-    assert {p.dtype for p in trainer.learner.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.trainable.parameters()} == {torch.float32}
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

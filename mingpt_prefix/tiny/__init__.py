@@ -3,7 +3,10 @@
 `make.py` is the recipe they come from; MODEL.md says what went into the files that lie here.
 """
 
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
-FILES: Traversable = resources.files(__name__)
+_HERE = Path(__file__).parent
+MODEL = _HERE / "model"
+PREFIX = _HERE / "prefix.safetensors"
+SAMPLE = _HERE / "sample"
+VOCABULARY = _HERE / "vocab.tiktoken"

@@ -22,7 +22,7 @@ from .mixture_nature import NATURE
 from .mixture_slots import Domain
 from .mixture_text import describe, join
 from .mixture_trade import TRADE
-from .mixture_values import person, pick, place, title, word
+from .mixture_values import Author, person, pick, place, title, word
 
 END = "<|endoftext|>"
 DOMAINS: tuple[Domain, ...] = CULTURE + NATURE + TRADE
@@ -80,7 +80,7 @@ class Style:
         return self.label + self.format([(self.spell(name), value) for name, value in rows])
 
 
-def draw_pair(domain: Domain, rng: Random) -> tuple[Rows, str]:
+def draw_pair(domain: Domain, rng: Random, author: Author | None = None) -> tuple[Rows, str]:
     """A table of the domain, its rows in random order, and a text that says it."""
     key = None if rng.random() < 0.05 else domain.key.draw(rng)
     size = min(pick(rng, _SIZES) - (key is not None), len(domain.slots))
@@ -89,7 +89,7 @@ def draw_pair(domain: Domain, rng: Random) -> tuple[Rows, str]:
     if key is not None:
         at = 0 if rng.random() < 0.5 else int(rng.random() * (len(rows) + 1))
         rows.insert(at, (domain.key.name, key))
-    return rows, describe(domain, key, facts, rng)
+    return rows, describe(domain, key, facts, author or rng)
 
 
 def draw_domain(rng: Random) -> Domain:
@@ -115,11 +115,12 @@ def _copying(rng: Random) -> str:
     return f"{style.write(rows)}\n{style.spell(name)}? {value}"
 
 
-def documents(count: int, seed: int) -> Iterator[str]:
-    """`count` draws, each yielding its documents: one, or a table and then its text.
+def documents(count: int, seed: int, longest_run: int = 1) -> Iterator[str]:
+    """`count` draws, each yielding its documents: one, or tables, each with its text after it.
 
     A table in a document of its own mostly starts with a space, and so does its text: after the
-    end-of-text token both ways to begin are common.
+    end-of-text token both ways to begin are common. Up to `longest_run` tables of one domain and
+    style follow each other, then by one author: what comes first shows how to go on.
     """
     rng = Random(seed)
     for _ in range(count):
@@ -128,13 +129,16 @@ def documents(count: int, seed: int) -> Iterator[str]:
             yield _copying(rng)
             continue
         domain, style = draw_domain(rng), Style(rng)
+        author = Author(rng) if longest_run > 1 else None
         if kind < 0.55:
-            rows, text = draw_pair(domain, rng)
+            run = 1 if author is None else 1 + int(rng.random() * longest_run)
+            drawn = [draw_pair(domain, rng, author) for _ in range(run)]
             space = " " if rng.random() < 0.7 else ""
-            yield space + style.write(rows)
-            yield space + text
+            for rows, text in drawn:
+                yield space + style.write(rows)
+                yield space + text
         elif kind < 0.6:
-            rows, text = draw_pair(domain, rng)
+            rows, text = draw_pair(domain, rng, author)
             yield (
                 text
                 + pick(rng, ("\n", "\n\n", " => ", "\nAs a table: ", "\n---\n"))
@@ -144,18 +148,19 @@ def documents(count: int, seed: int) -> Iterator[str]:
             separator, pairs = pick(rng, SEPARATORS), 1
             if kind > 0.85:
                 pairs = 2 if rng.random() < 0.6 else 3
-            drawn = [draw_pair(domain, rng) for _ in range(pairs)]
+            drawn = [draw_pair(domain, rng, author) for _ in range(pairs)]
             yield "\n\n".join(style.write(rows) + separator + text for rows, text in drawn)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the embedded model's pretraining text.")
     parser.add_argument("--documents", type=int, default=150_000, help="how many draws")
+    parser.add_argument("--longest-run", type=int, default=1, help="of tables in one style")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     with options.out.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents(options.documents, options.seed):
+        for document in documents(options.documents, options.seed, options.longest_run):
             file.write(f"{document}\n{END}\n")
 
 

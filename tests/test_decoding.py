@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError, PrefixError
-from mingpt_prefix.generate import generate
 from mingpt_prefix.model import GPT2
 
 P, MOST, EOS = 4, 50, 60

@@ -1,0 +1,63 @@
+"""Sentences for tables: prompts in, decoding, lines of text out.
+
+describe(model, load_tokenizer("gpt2"), [parse_table("name[The Mill]")], prefix)
+"""
+
+from collections.abc import Sequence
+
+from mingpt_prefix.batch import PrefixKV, encode_prompt
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.decoding import generate
+from mingpt_prefix.errors import TableError
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.tables import TEXT_FORMAT, Table
+from mingpt_prefix.tokenizer import Tokenizer
+
+GREEDY = Decoding()
+
+
+def describe(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    tables: Sequence[Table],
+    prefix: PrefixKV | None = None,
+    decoding: Decoding = GREEDY,
+    text_format: str = TEXT_FORMAT,
+    seeds: Sequence[int] | None = None,
+) -> list[str | TableError]:
+    """One line of text a table, or what is wrong with it: a table may be too long.
+
+    `seeds` (one a table) are for sampling.
+
+    Raises:
+        ConfigError: for a text format that this version does not know.
+    """
+    prompts = [encode_prompt(tokenizer, table, text_format) for table in tables]
+    rows = 0 if prefix is None else int(prefix.lengths[0])
+    room = model.config.n_positions - rows - 1  # for the prompt and one new token
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    new = generate(
+        model,
+        [prompts[i] for i in fitting],
+        prefix,
+        beams=decoding.beams,
+        max_new_tokens=decoding.max_new_tokens,
+        length_penalty=decoding.length_penalty,
+        eos=tokenizer.eos,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        seed=0 if seeds is None else [seeds[i] for i in fitting],
+    )
+    texts = (one_line(tokenizer.decode(ids)) for ids in new)
+    said: dict[int, str | TableError] = dict(zip(fitting, texts, strict=True))
+    for i, prompt in enumerate(prompts):
+        if len(prompt) > room:
+            what = f"the table has {len(prompt)} tokens, and the model has room for {room}"
+            said[i] = TableError(what, 0)
+    return [said[i] for i in range(len(tables))]
+
+
+def one_line(text: str) -> str:
+    """Text on one line: white space collapsed and trimmed, what cannot be shown left out."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

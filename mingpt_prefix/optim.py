@@ -1,0 +1,48 @@
+"""How trained weights move: optimizers, and the learning rate of a step."""
+
+import torch
+from torch import nn
+
+from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.errors import ConfigError
+
+
+def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019), or for the blocks' matrices Muon (Jordan et al. 2024).
+
+    Weight decay acts on matrices alone.
+
+    Raises:
+        ConfigError: for Muon where this torch has none (it came with 2.9).
+    """
+    named = list(trainable.named_parameters())
+    by_muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
+    taken = {id(p) for p in by_muon}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    if by_muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"optimizer muon needs torch 2.9, and this is {torch.__version__};"
+                " --optimizer adamw works with any"
+            )
+        # Scaled to AdamW's usual step, so that one learning rate serves both.
+        settings = dict(weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(torch.optim.Muon(by_muon, lr=config.lr, **settings))
+    return optimizers
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith("h.") and parameter.ndim == 2
+
+
+def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The rate of 0-based `step`: up over the warm-up's share of steps, then linearly to 0."""
+    warmup = round(config.warmup * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * (total_steps - step) / max(1, total_steps - warmup)

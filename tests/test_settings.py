@@ -1,0 +1,86 @@
+"""What train.py chooses when it is not told, and what it says of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mingpt_prefix import settings
+from mingpt_prefix.config import to_json
+from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
+from mingpt_prefix.settings import TrainArgs, config_from_json, resolve
+
+
+def pretend(monkeypatch, gpu: bool, weights: tuple[bool, str] = (True, "cached")) -> None:
+    """A machine with or without a GPU and GPT-2's weights, and with the rest of what E2E needs."""
+    kind = "cuda" if gpu else "cpu"
+    monkeypatch.setattr(settings, "choose_device", lambda name: torch.device(kind))
+    monkeypatch.setattr(settings, "weights_at_hand", lambda name: weights)
+    monkeypatch.setattr(settings, "load_tokenizer", lambda name: None)
+    monkeypatch.setattr(settings, "load_examples", lambda source, split: [])
+
+
+def test_a_gpu_and_weights_choose_gpt2_with_the_poster_s_recipe(monkeypatch) -> None:
+    pretend(monkeypatch, gpu=True)
+    config, why = resolve(TrainArgs())
+    assert (config.model, config.data, config.dtype) == ("gpt2", ("e2e",), "bf16")
+    assert (config.lr, config.epochs, config.batch_size) == (8e-5, 5, 10)
+    assert config.prefix_length == 5 and config.dropout == 0
+    assert "there is a GPU" in why and "at hand (cached)" in why
+    config, _ = resolve(TrainArgs(mode="finetune"))
+    assert (config.lr, config.dropout, config.prefix_length) == (5e-5, 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "weights", "why"),
+    [
+        (False, (True, "cached"), "there is no GPU"),
+        (True, (False, "no network"), "no network"),
+    ],
+)
+def test_otherwise_the_embedded_model(monkeypatch, gpu, weights, why: str) -> None:
+    pretend(monkeypatch, gpu, weights)
+    config, line = resolve(TrainArgs())
+    assert (config.model, config.data) == ("tiny", ("sample",))
+    assert why in line and "the embedded model" in line
+
+
+def test_no_e2e_chooses_the_embedded_model(monkeypatch) -> None:
+    pretend(monkeypatch, gpu=True)
+
+    def missing(source: str, split: str) -> list:
+        raise DataError("E2E download: no network")
+
+    monkeypatch.setattr(settings, "load_examples", missing)
+    config, line = resolve(TrainArgs())
+    assert config.model == "tiny" and "E2E download: no network" in line
+
+
+def test_a_model_that_is_named_is_never_replaced(monkeypatch) -> None:
+    pretend(monkeypatch, gpu=False, weights=(False, "no network"))
+    config, line = resolve(TrainArgs(model="gpt2"))
+    assert (config.model, config.data) == ("gpt2", ("e2e",)) and "as --model says" in line
+    with pytest.raises(WeightsError, match="unknown model"):
+        resolve(TrainArgs(model="x" * 5000))
+
+
+def test_flags_replace_the_recipe_s_settings() -> None:
+    args = TrainArgs(model="tiny", batch_size=4, lr=0.5, reparam=False, seed=7, device="cpu")
+    config, _ = resolve(args)
+    assert (config.batch_size, config.micro_batch_size, config.lr, config.seed) == (4, 4, 0.5, 7)
+    assert not config.reparam
+    with pytest.raises(ConfigError, match="--mode pretrain needs"):
+        resolve(TrainArgs(mode="pretrain", model="tiny"))
+
+
+def test_settings_survive_json() -> None:
+    config, _ = resolve(TrainArgs(model="tiny", device="cpu"))
+    saved = to_json(config)
+    assert config_from_json(saved) == config
+    assert config_from_json(to_json(replace(config, data=("a", "b")))).data == ("a", "b")
+    for bad in (
+        None, {}, [], {**saved, "lr": "fast"}, {**saved, "mode": "sing"}, {**saved, "new": 1},
+        {k: v for k, v in saved.items() if k != "clip"}, {**saved, "lr": -1.0},
+    ):  # fmt: skip
+        with pytest.raises((CheckpointError, ConfigError)):
+            config_from_json(bad)
