@@ -23,7 +23,7 @@ def save_loss_curve(log: Sequence[dict], path: Path, title: str) -> bool:
         means.append(total / min(index + 1, window))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5)
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=0.6)
     axes.plot(steps, means, color="tab:blue", label=f"training (mean of {window})")
     if dev:
         axes.plot(*zip(*dev, strict=True), "o-", color="tab:orange", label="dev")

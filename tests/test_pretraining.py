@@ -38,8 +38,8 @@ def test_blank_documents_are_none(tmp_path: Path) -> None:
         ("a.txt", b"", "no text in it"),
         ("a.txt", b"\n<|endoftext|>\n", "no text in it"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
-        ("a.txt.xz", b"not xz", ""),
-        ("a.txt.xz", lzma.compress(FILE.encode())[:-20], ""),
+        ("a.txt.xz", b"not xz", "not supported"),
+        ("a.txt.xz", lzma.compress(FILE.encode())[:-20], "ended before"),
         ("a.csv", b"mr,ref\n", "must end in .txt or .txt.xz"),
     ],
 )
