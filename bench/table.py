@@ -86,7 +86,7 @@ def train(args: Args, test: TestSet, mode: str, seed: int, lr: float | None = No
     flags = ["--mode", mode, "--model", args.model, "--data", args.data, "--seed", str(seed)]
     flags += ["--lr", str(lr)] if lr else []
     flags += ["--epochs", "1"] if args.quick else []
-    seconds_file = folder.with_suffix(".seconds")
+    seconds_file = folder.with_name(f"{folder.name}.seconds")
     if not folder.exists():
         started = time.monotonic()
         command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", str(folder)]
