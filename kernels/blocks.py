@@ -1,0 +1,88 @@
+"""What the Triton kernels share: rows of blocks, where a sequence and its prefix lie, block sizes."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Lower than any score, and finite: a query that has seen no key yet gives no NaN.
+LOWEST = tl.constexpr(-1.0e30)
+INFINITY = tl.constexpr(float("inf"))
+# Exponentials are powers of 2, which is what the hardware computes.
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_rows(
+    p_rows, first, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Rows first, first + 1, ... of the n_rows there are, (ROWS, COLS); 0 outside."""
+    o_row, o_col = tl.arange(0, ROWS), tl.arange(0, COLS)
+    m_in = (first + o_row < n_rows)[:, None] & (o_col < D)[None, :]
+    p_first = p_rows + tl.cast(first, tl.int64) * stride
+    return tl.load(p_first + o_row[:, None] * stride + o_col[None, :], mask=m_in, other=0.0)
+
+
+@triton.jit
+def store_rows(
+    p_rows, b_rows, first, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """The reverse of `load_rows`."""
+    o_row, o_col = tl.arange(0, ROWS), tl.arange(0, COLS)
+    m_in = (first + o_row < n_rows)[:, None] & (o_col < D)[None, :]
+    p_first = p_rows + tl.cast(first, tl.int64) * stride
+    p_all = p_first + o_row[:, None] * stride + o_col[None, :]
+    tl.store(p_all, b_rows.to(p_rows.dtype.element_ty), mask=m_in)
+
+
+@triton.jit
+def locate_sequence(p_starts, seq):
+    """A sequence's first token and its length."""
+    start = tl.load(p_starts + seq).to(tl.int64)
+    return start, (tl.load(p_starts + seq + 1) - start).to(tl.int32)
+
+
+@triton.jit
+def locate_prefix(p_starts, p_ids, seq):
+    """The first row of a sequence's prefix and the number of its rows: 0 where it has none."""
+    prefix = tl.load(p_ids + seq).to(tl.int64)
+    first = tl.load(p_starts + prefix, mask=prefix >= 0, other=0).to(tl.int64)
+    end = tl.load(p_starts + prefix + 1, mask=prefix >= 0, other=0).to(tl.int64)
+    return first, (end - first).to(tl.int32)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of blocks: queries, keys, prefix rows, and the head size, made a power of two.
+
+    In the backward pass the first is what a program has, the second what it goes over.
+    """
+
+    M: int
+    N: int
+    P: int
+    D: int
+    warps: int
+
+
+def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
+    """Four choices, by what fits in registers and by how many programs there are.
+
+    float32 products are exact, hence without tensor cores, and hold all in registers: small blocks.
+    Short sequences (E2E's have 54 tokens on average) want little waste and many programs; long ones
+    large blocks, in the backward pass no larger than what its two sums leave room for.
+    A short prefix has a block of its own size.
+    """
+    block_d = max(16, triton.next_power_of_2(qkv.shape[-1]))
+    if qkv.dtype == torch.float32:
+        m, n, warps = 32, 32, 4
+    elif max_seq_len <= 256 or block_d > 128:
+        m, n, warps = 64, 32, 4
+    elif forward:
+        m, n, warps = 128, 64, 4 if block_d <= 64 else 8
+    else:
+        m, n, warps = 64, 64, 4
+    n_rows = max(16, triton.next_power_of_2(prefix_kv.shape[1]))
+    return Tiles(m, n, min(n_rows, n), block_d, warps)
