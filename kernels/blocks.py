@@ -1,5 +1,6 @@
-"""What the Triton kernels share: rows of blocks, where a sequence and its prefix lie, block sizes."""
+"""What the Triton kernels share: rows of blocks, where sequences and prefixes lie, block sizes."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,17 @@ LOWEST = tl.constexpr(-1.0e30)
 INFINITY = tl.constexpr(float("inf"))
 # Exponentials are powers of 2, which is what the hardware computes.
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(b_left, b_right, b_sum=None):
+    """b_left @ b_right + b_sum, added up in float32, and float32 not cut to TF32."""
+    if _INTERPRETED:
+        # Triton 3.9's interpreter multiplies the bits of bfloat16. The products are the same.
+        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
 
 
 @triton.jit
@@ -35,6 +47,17 @@ def store_rows(
     p_first = p_rows + tl.cast(first, tl.int64) * stride
     p_all = p_first + o_row[:, None] * stride + o_col[None, :]
     tl.store(p_all, b_rows.to(p_rows.dtype.element_ty), mask=m_in)
+
+
+@triton.jit
+def clear_tail(
+    p_rows, p_end, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """0 in the rows from number *p_end on: each program along the first axis has a share."""
+    b_zero = tl.zeros((ROWS, COLS), tl.float32)
+    first = tl.load(p_end).to(tl.int32) + tl.program_id(0) * ROWS
+    for row in range(first, n_rows, tl.num_programs(0) * ROWS):
+        store_rows(p_rows, b_zero, row, n_rows, stride, D, ROWS, COLS)
 
 
 @triton.jit
@@ -66,6 +89,11 @@ class Tiles:
     D: int
     warps: int
 
+    @property
+    def options(self) -> dict[str, int | bool]:
+        # Multiplication and addition fused, as every Triton before 3.10 does unasked.
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
+
 
 def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
     """Four choices, by what fits in registers and by how many programs there are.
@@ -81,8 +109,8 @@ def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool
     elif max_seq_len <= 256 or block_d > 128:
         m, n, warps = 64, 32, 4
     elif forward:
-        m, n, warps = 128, 64, 4 if block_d <= 64 else 8
+        m, n, warps = 128, 64, 8
     else:
         m, n, warps = 64, 64, 4
     n_rows = max(16, triton.next_power_of_2(prefix_kv.shape[1]))
-    return Tiles(m, n, min(n_rows, n), block_d, warps)
+    return Tiles(m, n, min(n_rows, n if forward else 32), block_d, warps)

@@ -23,6 +23,8 @@ from mingpt_prefix.kernels.blocks import (
     LOG2_E,
     LOWEST,
     choose_tiles,
+    clear_tail,
+    dot,
     load_rows,
     locate_prefix,
     locate_sequence,
@@ -31,6 +33,7 @@ from mingpt_prefix.kernels.blocks import (
 
 # seq_starts, prefix_starts, prefix_ids, prefix_from
 _Layout = tuple[Tensor, Tensor, Tensor, Tensor]
+_Pair = tuple[Tensor, Tensor]  # output and log-sum-exp
 
 # Programs that a large GPU runs at once; fixed, so that a gradient does not depend on the machine.
 _PROGRAMS = 256
@@ -39,14 +42,14 @@ _PROGRAMS = 256
 @triton.jit
 def _attend(b_q, b_k, b_v, m_seen, b_out, b_max, b_sum, scale, MASKED: tl.constexpr):
     """One step of the online softmax: a block of keys and values."""
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
+    b_s = dot(b_q, tl.trans(b_k)) * scale
     if MASKED:
         b_s = tl.where(m_seen, b_s, -INFINITY)
     b_new = tl.maximum(b_max, tl.max(b_s, 1))
     b_p = tl.exp2(b_s - b_new[:, None])
     b_fade = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_fade + tl.sum(b_p, 1)
-    b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_fade[:, None], input_precision="ieee")
+    b_out = dot(b_p.to(b_v.dtype), b_v, b_out * b_fade[:, None])
     return b_out, b_new, b_sum
 
 
@@ -62,10 +65,9 @@ def _forward_kernel(
     head, seq = tl.program_id(1), tl.program_id(2)
     p_out += head * D
     if seq == tl.num_programs(2) - 1:
-        b_zero = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        tail = tl.load(p_seq_starts + seq).to(tl.int32)
-        for row in range(tail + first, n_tokens, tl.num_programs(0) * BLOCK_M):
-            store_rows(p_out, b_zero, row, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
+        clear_tail(p_out, p_seq_starts + seq, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
+        p_lse += tl.cast(head, tl.int64) * n_tokens
+        clear_tail(p_lse, p_seq_starts + seq, n_tokens, 1, 1, BLOCK_M, 1)
         return
     start, length = locate_sequence(p_seq_starts, seq)
     if first >= length:
@@ -114,9 +116,9 @@ def _weights(b_left, b_right, b_d_left, b_d_right, b_lse, b_delta, m_seen, scale
     `left` and `right` are queries and keys or the reverse; `d_left` and `d_right` the output's
     gradient and the values. `lse` and `delta` are laid along the queries' side.
     """
-    b_s = tl.dot(b_left, tl.trans(b_right), input_precision="ieee") * scale
+    b_s = dot(b_left, tl.trans(b_right)) * scale
     b_p = tl.exp2(tl.where(m_seen, b_s, -INFINITY) - b_lse)
-    b_dp = tl.dot(b_d_left, tl.trans(b_d_right), input_precision="ieee")
+    b_dp = dot(b_d_left, tl.trans(b_d_right))
     return b_p, b_p * (b_dp - b_delta)
 
 
@@ -132,12 +134,9 @@ def _query_kernel(
     head, seq = tl.program_id(1), tl.program_id(2)
     p_d_qkv += head * D
     if seq == tl.num_programs(2) - 1:
-        b_zero = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        tail = tl.load(p_seq_starts + seq).to(tl.int32)
-        for row in range(tail + first, n_tokens, tl.num_programs(0) * BLOCK_M):
-            for part in range(3):
-                p_d = p_d_qkv + part * H * D
-                store_rows(p_d, b_zero, row, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
+        for part in range(3):
+            p_d = p_d_qkv + part * H * D
+            clear_tail(p_d, p_seq_starts + seq, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
         return
     start, length = locate_sequence(p_seq_starts, seq)
     if first >= length:
@@ -168,14 +167,14 @@ def _query_kernel(
         _, b_ds = _weights(
             b_q, b_k, b_do, b_v.to(b_q.dtype), b_lse, b_delta, m_seen, scale * LOG2_E
         )
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
+        b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq)
 
     for n in range(0, tl.minimum(first + BLOCK_M, length), BLOCK_N):
         b_k = load_rows(p_k, n, length, qkv_token, D, BLOCK_N, BLOCK_D)
         b_v = load_rows(p_v, n, length, qkv_token, D, BLOCK_N, BLOCK_D)
         m_seen = o_m[:, None] >= (n + tl.arange(0, BLOCK_N))[None, :]
         _, b_ds = _weights(b_q, b_k, b_do, b_v, b_lse, b_delta, m_seen, scale * LOG2_E)
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
+        b_dq = dot(b_ds.to(b_k.dtype), b_k, b_dq)
 
     p_dq = p_d_qkv + start * 3 * H * D
     store_rows(p_dq, b_dq * scale, first, length, 3 * H * D, D, BLOCK_M, BLOCK_D)
@@ -209,8 +208,8 @@ def _key_kernel(
         b_delta = tl.load(p_delta + o_first + o_n, mask=o_n < length, other=0.0)[None, :]
         m_seen = o_key[:, None] <= o_n[None, :]
         b_p, b_ds = _weights(b_k, b_q, b_v, b_do, b_lse, b_delta, m_seen, scale * LOG2_E)
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
-        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
+        b_dv = dot(b_p.to(b_do.dtype), b_do, b_dv)
+        b_dk = dot(b_ds.to(b_q.dtype), b_q, b_dk)
     p_dk = p_d_qkv + start * 3 * H * D + (H + head) * D
     store_rows(p_dk, b_dk * scale, first, length, 3 * H * D, D, BLOCK_M, BLOCK_D)
     store_rows(p_dk + H * D, b_dv, first, length, 3 * H * D, D, BLOCK_M, BLOCK_D)
@@ -260,8 +259,8 @@ def _prefix_kernel(
             m_own = (o_row >= own) & (o_row < own + n_own)
             m_seen = m_own[:, None] & (o_m >= seen_from)[None, :]
             b_p, b_ds = _weights(b_k, b_q, b_v, b_do, b_lse, b_delta, m_seen, scale * LOG2_E)
-            b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
-            b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
+            b_dv = dot(b_p.to(b_do.dtype), b_do, b_dv)
+            b_dk = dot(b_ds.to(b_q.dtype), b_q, b_dk)
     size = tl.cast(n_rows, tl.int64) * H * D
     p_dk = p_sums + 2 * split * size + head * D
     store_rows(p_dk, b_dk * scale, row, n_rows, H * D, D, BLOCK_P, BLOCK_D)
@@ -279,9 +278,7 @@ def _add_kernel(p_sums, p_total, size, n_splits, BLOCK: tl.constexpr):
     tl.store(p_total + o_all, b_total.to(p_total.dtype.element_ty), mask=o_all < size)
 
 
-def launch_forward(
-    qkv: Tensor, prefix_kv: Tensor, layout: _Layout, max_seq_len: int
-) -> tuple[Tensor, Tensor]:
+def launch_forward(qkv: Tensor, prefix_kv: Tensor, layout: _Layout, max_seq_len: int) -> _Pair:
     """The output (T, H, D) and the log-sum-exp (H, T), in base 2."""
     n_tokens, _, n_head, head_dim = qkv.shape
     out = qkv.new_empty(n_tokens, n_head, head_dim)
@@ -294,52 +291,40 @@ def launch_forward(
                 qkv, prefix_kv, *layout, out, lse,
                 *qkv.stride()[:3], *prefix_kv.stride()[:3], n_tokens, head_dim**-0.5,
                 H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_N=tiles.N, BLOCK_P=tiles.P,
-                BLOCK_D=tiles.D, num_warps=tiles.warps,
+                BLOCK_D=tiles.D, **tiles.options,
             )  # fmt: skip
     return out, lse
 
 
 def launch_backward(
-    d_out: Tensor,
-    qkv: Tensor,
-    prefix_kv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    layout: _Layout,
-    max_seq_len: int,
+    d_out: Tensor, qkv: Tensor, prefix_kv: Tensor, output: _Pair, layout: _Layout, max_seq_len: int
 ) -> Tensor:
     """The gradient of qkv, (T, 3, H, D)."""
     n_tokens, _, n_head, head_dim = qkv.shape
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    delta = torch.empty_like(lse)
+    delta = torch.empty_like(output[1])
     if d_qkv.numel():
         tiles = choose_tiles(qkv, prefix_kv, max_seq_len, forward=False)
         n_blocks = max(1, triton.cdiv(max_seq_len, tiles.M))
         sizes = dict(H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_N=tiles.N, BLOCK_D=tiles.D)
         with torch.cuda.device_of(qkv):
             _query_kernel[n_blocks, n_head, len(layout[0])](
-                qkv, prefix_kv, *layout, out, lse,
+                qkv, prefix_kv, *layout, *output,
                 d_out, d_qkv, delta, *qkv.stride()[:3], *prefix_kv.stride()[:3],
                 *d_out.stride()[:2], n_tokens, head_dim**-0.5,
-                BLOCK_P=tiles.P, num_warps=tiles.warps, **sizes,
+                BLOCK_P=tiles.P, **tiles.options, **sizes,
             )  # fmt: skip
             if len(layout[0]) > 1:
                 _key_kernel[n_blocks, n_head, len(layout[0]) - 1](
-                    qkv, layout[0], lse, delta, d_out, d_qkv, *qkv.stride()[:3],
+                    qkv, layout[0], output[1], delta, d_out, d_qkv, *qkv.stride()[:3],
                     *d_out.stride()[:2], n_tokens, head_dim**-0.5,
-                    num_warps=tiles.warps, **sizes,
+                    **tiles.options, **sizes,
                 )  # fmt: skip
     return d_qkv
 
 
 def launch_prefix_backward(
-    d_out: Tensor,
-    qkv: Tensor,
-    prefix_kv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    layout: _Layout,
-    max_seq_len: int,
+    d_out: Tensor, qkv: Tensor, prefix_kv: Tensor, output: _Pair, layout: _Layout, max_seq_len: int
 ) -> Tensor:
     """The gradient of prefix_kv, (2, R, H, D), in its dtype."""
     (n_tokens, _, n_head, head_dim), n_rows = qkv.shape, prefix_kv.shape[1]
@@ -356,15 +341,16 @@ def launch_prefix_backward(
             sums = d_prefix.new_empty(n_splits, *d_prefix.shape, dtype=torch.float32)
         with torch.cuda.device_of(qkv):
             _prefix_kernel[n_blocks, n_head, n_splits](
-                qkv, prefix_kv, *layout, out, lse,
+                qkv, prefix_kv, *layout, *output,
                 d_out, sums, qkv.stride(0), qkv.stride(2), *prefix_kv.stride()[:3],
                 *d_out.stride()[:2], n_tokens, n_rows, n_units, per_split, max(1, per_seq),
                 head_dim**-0.5, H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_P=tiles.P,
-                BLOCK_D=tiles.D, num_warps=tiles.warps,
+                BLOCK_D=tiles.D, **tiles.options,
             )  # fmt: skip
             if n_splits > 1:
                 size = d_prefix.numel()
-                _add_kernel[(triton.cdiv(size, 512),)](sums, d_prefix, size, n_splits, BLOCK=512)
+                grid = (triton.cdiv(size, 512),)
+                _add_kernel[grid](sums, d_prefix, size, n_splits, BLOCK=512, enable_fp_fusion=True)
     return d_prefix
 
 
@@ -408,7 +394,7 @@ def _gradients(
     if d_out.stride(2) != 1:
         d_out = d_out.contiguous()  # a sum's gradient is one number, seen T * H * D times
     layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
-    inputs = (d_out, qkv, prefix_kv, out, lse, layout, max_seq_len)
+    inputs = (d_out, qkv, prefix_kv, (out, lse), layout, max_seq_len)
     return (
         launch_backward(*inputs) if of_qkv else qkv.new_empty(0),
         launch_prefix_backward(*inputs) if of_prefix else prefix_kv.new_empty(0),
