@@ -39,7 +39,7 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-_KERNELS = {
+KERNELS = {
     prefix: ("_forward_kernel", "_query_kernel", "_key_kernel", "_prefix_kernel", "_add_kernel"),
     decode: ("_decode_kernel", "_combine_kernel"),
 }
@@ -86,11 +86,11 @@ def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 
         return torch.tensor(values, dtype=torch.int32)
 
     qkv = torch.empty(n_seqs * max_seq_len, 3, n_head, head_dim, dtype=dtype)
-    kv = torch.empty(2, n_rows, n_head, head_dim, dtype=dtype)
+    kv = torch.empty(2, n_rows, n_head, head_dim)  # float32: what is trained
     layout = (ints(*range(n_seqs + 1)), ints(0, n_rows), ints(*[0] * n_seqs), ints(*[0] * n_seqs))
     table = torch.zeros(n_seqs, max_seq_len, dtype=torch.int32)
     with contextlib.ExitStack() as stack:
-        for module, names in _KERNELS.items():
+        for module, names in KERNELS.items():
             for name in names:
                 recorder = Recorder(getattr(module, name), noted)
                 stack.enter_context(mock.patch.object(module, name, recorder))
@@ -98,6 +98,7 @@ def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 
         inputs = (output[0], qkv, kv, output, layout, max_seq_len)
         prefix.launch_backward(*inputs)
         prefix.launch_prefix_backward(*inputs)
+        kv = kv.to(dtype)
         decode.launch_decode(qkv[:n_seqs], kv, table, table[:, 0], kv, *layout[1:3])
     return noted
 

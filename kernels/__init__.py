@@ -8,7 +8,6 @@ Two backends compute the same: "triton", and "reference" in plain PyTorch. Trito
 it is chosen, and not before: it exists for Linux alone.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -24,16 +23,19 @@ from mingpt_prefix.kernels.reference import PaddedPlan
 
 BACKENDS = ("triton", "reference")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256  # a block of larger heads does not fit in shared memory
 
 Attention = Callable[[Tensor, Tensor], Tensor]
 
 
 def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """What keeps the backend "triton" from computing there, in words; None where nothing does."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it exists for Linux only)"
     if dtype not in TRITON_DTYPES:
         return f"there are no kernels for {dtype}"
+    if torch.compiler.is_compiling():
+        return None  # what follows cannot be traced
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it exists for Linux only)"
     if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it needs a GPU (or TRITON_INTERPRET=1, to interpret the kernels slowly)"
     return None
@@ -53,16 +55,14 @@ def _resolve(backend: str, qkv: Tensor) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
-def _load_triton(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Import the kernel file of that name, for a qkv there and of that dtype.
-
-    This is all that `torch.compile` cannot trace; it runs once in tracing.
-    """
-    if (why := why_not_triton(device, dtype)) is not None:
-        raise ValueError(f"qkv: is {dtype} on {device}, and for the backend triton {why}")
-    importlib.import_module(f"{__name__}.{name}")
-    return True
+def _require_triton(qkv: Tensor) -> None:
+    """Raise ValueError where the backend "triton" cannot compute with it."""
+    if (why := why_not_triton(qkv.device, qkv.dtype)) is not None:
+        raise ValueError(f"qkv: is {qkv.dtype} on {qkv.device}; for the backend triton {why}")
+    if qkv.shape[-1] > MAX_HEAD_DIM:
+        raise ValueError(
+            f"qkv: D is {qkv.shape[-1]}; the backend triton has {MAX_HEAD_DIM} at most"
+        )
 
 
 def bind(
@@ -90,7 +90,7 @@ def bind(
         check_kv(qkv, prefix_kv, n_tokens, seq_starts, prefix_starts)
         if backend == "reference":
             return plan(qkv, prefix_kv)
-        _load_triton("prefix_attention", qkv.device, qkv.dtype)
+        _require_triton(qkv)
         from mingpt_prefix.kernels.prefix_attention import prefix_attention as compute
 
         return compute(qkv, prefix_kv, *layout, max_seq_len)
@@ -141,7 +141,7 @@ def decode_attention(
     check_decode(*arguments)
     if _resolve(backend, qkv) == "reference":
         return reference.decode_attention(*arguments)
-    _load_triton("decode_attention", qkv.device, qkv.dtype)
+    _require_triton(qkv)
     from mingpt_prefix.kernels.decode_attention import decode_attention as compute
 
     return compute(*arguments)

@@ -96,21 +96,23 @@ class Tiles:
 
 
 def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
-    """Four choices, by what fits in registers and by how many programs there are.
+    """The choices, by what fits in registers and shared memory and by how many programs there are.
 
     float32 products are exact, hence without tensor cores, and hold all in registers: small blocks.
-    Short sequences (E2E's have 54 tokens on average) want little waste and many programs; long ones
-    large blocks, in the backward pass no larger than what its two sums leave room for.
-    A short prefix has a block of its own size.
+    So do large heads. Short sequences (E2E's have 54 tokens on average) want little waste and many
+    programs; long ones large blocks, in the backward pass no larger than its two sums leave room
+    for. A short prefix has a block of its own size.
     """
     block_d = max(16, triton.next_power_of_2(qkv.shape[-1]))
     if qkv.dtype == torch.float32:
+        m, n, warps = (32, 32, 4) if block_d <= 64 else (16, 16, 4)
+    elif block_d > 128:
         m, n, warps = 32, 32, 4
-    elif max_seq_len <= 256 or block_d > 128:
+    elif block_d > 64 or max_seq_len <= 256:
         m, n, warps = 64, 32, 4
     elif forward:
         m, n, warps = 128, 64, 8
     else:
         m, n, warps = 64, 64, 4
     n_rows = max(16, triton.next_power_of_2(prefix_kv.shape[1]))
-    return Tiles(m, n, min(n_rows, n if forward else 32), block_d, warps)
+    return Tiles(m, n, min(n_rows, n if forward else min(n, 32)), block_d, warps)

@@ -85,8 +85,11 @@ def test_triton_without_a_gpu_is_refused(monkeypatch) -> None:
     with pytest.raises(ConfigError, match="attention triton, on cpu: it needs a GPU"):
         load_model("tiny", "cpu", attention="triton")
     with pytest.raises(ValueError, match="qkv: is torch.float32 on cpu"):
-        kernels.prefix_attention(*PREFIX.values(), backend="triton")
+        kernels.prefix_attention(**PREFIX, backend="triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    wide = dict(PREFIX, qkv=torch.zeros(6, 3, 1, 300), prefix_kv=torch.zeros(2, 5, 1, 300))
+    with pytest.raises(ValueError, match="qkv: D is 300"):
+        kernels.prefix_attention(**wide, backend="triton")
     assert choose_attention("triton", CPU, FP32) == "triton"
     assert choose_attention("auto", CPU, FP32) == "reference"
 
