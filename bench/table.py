@@ -41,6 +41,7 @@ class Args:
     model: str = "tiny"
     data: str = "sample"
     seeds: int = 3
+    finetune_seeds: int = 3
     finetune_lrs: tuple[float, ...] = (5e-5, 2e-4, 5e-4, 1e-3)
     quick: bool = False
     """one epoch each, and fine-tuning at the recipe's learning rate alone"""
@@ -127,7 +128,9 @@ def main() -> None:
     tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
     best = min(tuned, key=lambda row: row.dev_loss)
     lr = None if args.quick else best.lr
-    rows += tuned + [train(args, test, "finetune", seed, lr) for seed in range(1, args.seeds)]
+    rows += tuned + [
+        train(args, test, "finetune", seed, lr) for seed in range(1, args.finetune_seeds)
+    ]
     record = {
         "command": "python bench/table.py " + " ".join(sys.argv[1:]),
         "date": date.today().isoformat(),

@@ -62,7 +62,8 @@ class TrainConfig:
     """One training run, resolved: nothing in it is left to be found out later.
 
     `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
-    all steps). `dropout` acts on embeddings and residuals when the model itself is trained.
+    all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
+    starts. `dropout` acts on embeddings and residuals when the model itself is trained.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
     window, in tokens; `max_steps` 0 means: as many as `epochs` has.
@@ -78,6 +79,7 @@ class TrainConfig:
     prefix_length: int = 0
     reparam: bool = True
     mid_dim: int = 512
+    init_scale: float = 1.0
     dropout: float = 0.0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
@@ -97,7 +99,7 @@ class TrainConfig:
         for name, kind in choices:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
-        positive = "lr epochs batch_size micro_batch_size mid_dim clip evals block_size"
+        positive = "lr epochs batch_size micro_batch_size mid_dim init_scale clip evals block_size"
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
@@ -141,10 +143,12 @@ RECIPES: dict[Mode, dict] = {
     "finetune": dict(_POSTER, lr=5e-5, dropout=0.1),
     "pretrain": dict(_PRETRAIN, lr=6e-4),
 }
+# Small models want a longer prefix, and many steps: two epochs take two cores less than 3 minutes.
+_TINY = dict(epochs=2, batch_size=4, micro_batch_size=4, evals=3)
 TINY_RECIPES: dict[Mode, dict] = {
-    "prefix": dict(_POSTER, lr=1e-3, prefix_length=20),
-    "finetune": dict(_POSTER, lr=5e-4),
-    "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8, epochs=0.4),
+    "prefix": dict(_TINY, lr=3e-3, warmup=0.05, prefix_length=100, init_scale=3.0),
+    "finetune": dict(_TINY, lr=1e-3),
+    "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8),
 }
 
 

@@ -44,8 +44,8 @@ class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
     With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D). Layout and names of
-    the MLP are those of PEFT's PrefixEncoder. Initial values depend on `seed` alone, and no other
-    random state is used. Raises ConfigError for a length or width that cannot be.
+    the MLP are PEFT's. Initial values depend on `seed` alone, and no other random state is used;
+    `init_scale` multiplies the last weight's. Raises ConfigError for sizes that cannot be.
     """
 
     def __init__(
@@ -55,13 +55,12 @@ class PrefixEncoder(nn.Module):
         mid_dim: int = 512,
         reparam: bool = True,
         seed: int = 0,
+        init_scale: float = 1.0,
     ):
         super().__init__()
         if not 0 < length < config.n_positions:
-            raise ConfigError(
-                f"prefix length must lie between 1 and {config.n_positions - 1} (the model has "
-                f"{config.n_positions} positions), not {length}"
-            )
+            most = config.n_positions - 1
+            raise ConfigError(f"prefix-length must lie in 1 to {most} for this model, not {length}")
         if mid_dim < 1:
             raise ConfigError(f"mid_dim must be positive, not {mid_dim}")
         self.reparam = reparam
@@ -84,6 +83,8 @@ class PrefixEncoder(nn.Module):
             bound = linear.in_features**-0.5
             for parameter in (linear.weight, linear.bias):
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        with torch.no_grad():
+            self.transform[2].weight *= init_scale
 
     def forward(self) -> PrefixKV:
         """The P rows, in the parameters' dtype also under autocast, with their graph."""

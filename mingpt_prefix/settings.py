@@ -36,7 +36,7 @@ class TrainArgs:
     """e2e, sample, files (.csv, .jsonl, .json) or folders; for pretrain .txt or .txt.xz files"""
     prefix_length: int | None = None
     """rows in front of every layer's keys and values"""
-    reparam: bool | None = None
+    reparam: bool = True
     """train the rows through an embedding and an MLP (the paper's way), or directly"""
     lr: float | None = None
     epochs: float | None = None
@@ -80,8 +80,8 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     mode = args.mode or "prefix"
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
-    if mode != "prefix" and (args.prefix_length, args.reparam) != (None, None):
-        raise ConfigError(f"--prefix-length and --reparam are for --mode prefix, not {mode}")
+    if mode != "prefix" and (args.prefix_length, args.reparam) != (None, True):
+        raise ConfigError(f"--prefix-length and --no-reparam are for --mode prefix, not {mode}")
     device = choose_device(args.device)
     model, why = (args.model, "as --model says") if args.model else _choose_model(device)
     is_tiny = model_shape(model).tokenizer == "tiny"

@@ -83,8 +83,14 @@ class Trainer:
         model.dropout = 0.0 if is_prefix else config.dropout
         self.trainable: nn.Module = model
         if is_prefix:
-            shape = (config.prefix_length, config.mid_dim, config.reparam, config.seed)
-            self.trainable = PrefixEncoder(model.config, *shape).to(model.device)
+            self.trainable = PrefixEncoder(
+                model.config,
+                config.prefix_length,
+                config.mid_dim,
+                config.reparam,
+                config.seed,
+                config.init_scale,
+            ).to(model.device)
 
     def summary(self) -> str:
         """The run in one line: examples, steps, learning rate, what is trained and what is kept."""
@@ -144,7 +150,7 @@ class Trainer:
         """One optimizer step; returns its loss. Gradients add up over the micro-batches."""
         config = self.config
         self.model.train()
-        torch.manual_seed(_mix(config.seed, self.step))  # dropout's random state
+        torch.manual_seed(config.seed * 1_000_003 + self.step)  # for dropout
         prefix = self.trainable() if config.mode == "prefix" else None
         # The encoder runs once: its rows' gradient adds up in a leaf and goes back through it once.
         rows = None if prefix is None else PrefixKV(prefix.kv.detach(), prefix.starts)
@@ -242,7 +248,3 @@ class Trainer:
 
 def _not_finite(step: int, what: str) -> TrainingError:
     return TrainingError(f"step {step}: {what}: try a lower --lr, or look at the data")
-
-
-def _mix(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63

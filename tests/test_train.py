@@ -61,6 +61,12 @@ def test_a_prefix_run(flags, small_model: Path, tmp_path: Path, capsys) -> None:
     assert str(tmp_path) not in (run / "prefix.safetensors").read_bytes().decode("latin-1")
 
 
+def test_rows_trained_directly(flags, tmp_path: Path) -> None:
+    assert train.main([*flags, "--no-reparam", "--lr", "0.01", "--out", "direct"]) == 0
+    info = read_prefix(tmp_path / "direct" / "prefix.safetensors")[1]
+    assert info.training["reparam"] is False
+
+
 @pytest.mark.parametrize("mode", ["finetune", "pretrain"])
 def test_runs_that_train_the_model(mode: str, flags, small_model: Path, tmp_path, capsys) -> None:
     if mode == "pretrain":

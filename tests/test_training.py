@@ -26,7 +26,10 @@ FINETUNE = replace(PREFIX, mode="finetune", prefix_length=0, dropout=0.2)
 PRETRAIN = replace(
     FINETUNE, mode="pretrain", weight_decay=0.1, warmup=0.3, dropout=0.0, optimizer="muon"
 )
-MODES = pytest.mark.parametrize("config", [PREFIX, FINETUNE, PRETRAIN], ids=lambda c: c.mode)
+DIRECT = replace(PREFIX, reparam=False, lr=0.03)
+MODES = pytest.mark.parametrize(
+    "config", [PREFIX, DIRECT, FINETUNE, PRETRAIN], ids=["prefix", "direct", "finetune", "pretrain"]
+)
 
 
 def examples(count: int, seed: int = 0) -> list[Encoded]:
@@ -58,7 +61,7 @@ def losses(trainer: Trainer) -> list[float]:
 
 @MODES
 def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
-    trainer = make(replace(config, epochs=25, lr=0.03))
+    trainer = make(replace(config, epochs=25, lr=0.03 if config.reparam else 0.3))
     seen = list(trainer.steps())
     assert len(seen) == trainer.total_steps == 100
     assert [p.step for p in seen] == list(range(1, 101))

@@ -3,10 +3,11 @@
     python -m mingpt_prefix.tiny.make --english TEXT [TEXT ...] --work DIR
 
 1. the vocabulary, from the mixture and the English text;
-2. the base, pretrained on both; it never sees the sample data set;
+2. the base, pretrained on both, then on a mixture in which tables of one style follow each other,
+   with the last of the English text; it never sees the sample data set;
 3. the prefix that is shipped with it, trained on the sample data set as `make train` does.
 
-The first stage's files in DIR are kept, so that a second call goes on where the first ended.
+What a stage has left in DIR is used by a second call, so that it goes on where the first ended.
 """
 
 import argparse
@@ -18,11 +19,17 @@ from pathlib import Path
 
 import torch
 
+from mingpt_prefix import tiny
+from mingpt_prefix.text import documents
 from mingpt_prefix.tiny import make_vocab, mixture
+from mingpt_prefix.tokenizer import END_OF_TEXT
 from mingpt_prefix.weights import load_model, save_model
 
-HERE = Path(__file__).parent
-MIXTURE_DRAWS = "150000"
+PLAIN = ("--documents", "150000", "--seed", "0")
+IN_RUNS = ("--documents", "80000", "--seed", "1", "--longest-run", "4")
+TAIL_BYTES = 8_000_000  # of English in the second stage, so that it is not forgotten
+FIRST_STAGE = ("--max-steps", "3000")
+SECOND_STAGE = ("--max-steps", "4000", "--lr", "2e-3", "--block-size", "384", "--batch-size", "6")
 
 
 def train(*flags: str) -> None:
@@ -30,29 +37,48 @@ def train(*flags: str) -> None:
     subprocess.run([sys.executable, "train.py", *flags], check=True)
 
 
-def make(english: Sequence[Path], work: Path, steps: int) -> None:
+def write_tail(texts: Sequence[Path], out: Path) -> None:
+    """Write the last documents of the last text, `TAIL_BYTES` of them at most."""
+    kept, left = [], TAIL_BYTES
+    for document in reversed(list(documents(texts[-1]))):
+        block = f"{document}\n{END_OF_TEXT}\n"
+        left -= len(block.encode())
+        if left < 0:
+            break
+        kept.append(block)
+    out.write_text("".join(reversed(kept)), encoding="utf-8")
+
+
+def make(english: Sequence[Path], work: Path) -> None:
     """All three stages."""
     work.mkdir(parents=True, exist_ok=True)
-    mixed, base, prefix = work / "mixture.txt", work / "base", work / "prefix"
-    if not mixed.exists():
-        mixture.main(["--documents", MIXTURE_DRAWS, "--seed", "0", "--out", str(mixed)])
-        make_vocab.main(["--data", str(mixed), *map(str, english)])
+    mixed, in_runs, tail = (work / f"{name}.txt" for name in ("mixture", "in-runs", "tail"))
+    first, base, prefix = (work / name for name in ("first", "base", "prefix"))
+    texts = [str(path) for path in english]
+    if not tail.exists():
+        mixture.main([*PLAIN, "--out", str(mixed)])
+        mixture.main([*IN_RUNS, "--out", str(in_runs)])
+        make_vocab.main(["--data", str(mixed), *texts])
+        write_tail(english, tail)
+    pretrain = ("--mode", "pretrain", "--dtype", "bf16", "--evals", "16")
+    if not first.exists():
+        data = ("--data", *texts, str(mixed))
+        train(*pretrain, "--model", "tiny", *data, *FIRST_STAGE, "--out", str(first))
     if not base.exists():
-        texts = [*map(str, english), str(mixed)]
-        settings = ["--dtype", "bf16", "--max-steps", str(steps), "--out", str(base)]
-        train("--mode", "pretrain", "--model", "tiny", "--data", *texts, *settings)
-    save_model(load_model(base / "model", "cpu", "fp32"), HERE / "model", torch.float16)
+        data = ("--data", str(in_runs), str(tail))
+        start = str(first / "model")
+        train(*pretrain, "--model", start, *data, *SECOND_STAGE, "--out", str(base))
+    save_model(load_model(base / "model", "cpu", "fp32"), tiny.MODEL, torch.float16)
     train("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--out", str(prefix))
-    shutil.copyfile(prefix / "prefix.safetensors", HERE / "prefix.safetensors")
+    shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the embedded model and its prefix.")
     parser.add_argument("--english", type=Path, nargs="+", required=True, help=".txt or .txt.xz")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is in between")
-    parser.add_argument("--steps", type=int, default=6_600, help="of pretraining")
     options = parser.parse_args(argv)
-    make(options.english, options.work, options.steps)
+    make(options.english, options.work)
 
 
 if __name__ == "__main__":
