@@ -23,7 +23,10 @@ def dot(b_left, b_right, b_sum=None):
     if _INTERPRETED:
         # Triton 3.9's interpreter multiplies the bits of bfloat16. The products are the same.
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-    return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
+    if b_sum is None:  # Triton 3.2's tl.dot takes no None that was handed on to it
+        return tl.dot(b_left, b_right, input_precision="ieee")
+    else:
+        return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
 
 
 @triton.jit

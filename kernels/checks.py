@@ -84,6 +84,8 @@ def check_layout(
     if max_seq_len < 0:
         _fail("max_seq_len", f"must not be negative, got {max_seq_len}")
     if _are_readable(seq_starts):
+        if int(seq_starts[0]) != 0:
+            _fail("seq_starts", f"begins at {int(seq_starts[0])}, and tokens before would be lost")
         if int(seq_starts[-1]) > n_tokens:
             _fail("seq_starts", f"ends at {int(seq_starts[-1])} of {n_tokens} tokens")
         longest = int(seq_starts.diff().max()) if n_seqs else 0

@@ -133,6 +133,7 @@ DECODE = dict(
         ("seq_starts", ints(), "at least 1"),
         ("seq_starts", ints(0, 4, 3), "never fall"),
         ("seq_starts", ints(-1, 4, 6), "at 0 or above"),
+        ("seq_starts", ints(2, 4, 6), "begins at 2"),
         ("seq_starts", ints(0, 4, 7), "7 of 6 tokens"),
         ("seq_starts", torch.zeros(3), "int32 or int64"),
         ("prefix_starts", ints(3, 0), "never fall"),

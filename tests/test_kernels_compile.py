@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+# Triton 3.2 compiles them too, by other arguments than what bench/registers.py gives.
+pytest.importorskip("triton", minversion="3.3")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
