@@ -18,8 +18,8 @@ _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def methods_table(record: dict) -> str:
     """Markdown of a record of bench/table.py: a line a method and learning rate, over its seeds."""
     lines = [
-        "| method | learning rate | seeds | BLEU | slots wrong or missing (%) | minutes |",
-        "|---|---|---|---|---|---|",
+        "| method | learning rate | seeds | BLEU | slots wrong or missing (%) |",
+        "|---|---|---|---|---|",
     ]
     rows = record["rows"]
     for method, lr in dict.fromkeys((row["method"], row["lr"]) for row in rows):
@@ -31,7 +31,6 @@ def methods_table(record: dict) -> str:
             str(len(own)),
             _mean_and_spread([100 * row["bleu"] for row in own]),
             _mean_and_spread(wrong) if wrong else "–",
-            f"{statistics.fmean(row['seconds'] for row in own) / 60:.1f}" if lr else "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
     measured = f"{record['date']}, {record['machine']}, torch {record['torch']}"
