@@ -59,7 +59,7 @@ class TrainArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "triton", "reference"] = "auto"
-    """what computes attention; auto: the Triton kernels on a GPU, else plain PyTorch (reference)"""
+    """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

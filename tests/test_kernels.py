@@ -63,12 +63,13 @@ def test_the_files_leave_the_functions_in_place() -> None:
 # The choice
 
 
-def test_auto_chooses_by_device_and_dtype(monkeypatch) -> None:
+def test_the_kernels_are_chosen_by_name(monkeypatch) -> None:
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
     cuda = torch.device("cuda")
     assert choose_attention("auto", CPU, FP32) == "reference"
-    assert choose_attention("auto", cuda, torch.bfloat16) == "triton"
-    assert choose_attention("auto", cuda, torch.float64) == "reference"
+    assert choose_attention("auto", cuda, torch.bfloat16) == "reference"
+    assert kernels.choose_backend(cuda, torch.bfloat16) == "triton"
+    assert kernels.choose_backend(cuda, torch.float64) == "reference"
     assert choose_attention("reference", cuda, FP32) == "reference"
     assert choose_attention("triton", cuda, FP32) == "triton"
     with pytest.raises(ConfigError, match="no kernels for torch.float64"):
