@@ -32,7 +32,9 @@ EXAMPLE_TABLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 def load_base(config: TrainConfig) -> GPT2:
     """What the run starts from: in prefix mode frozen in the compute dtype, else in float32."""
     if config.mode == "pretrain" and config.model in MODELS:
-        return GPT2(MODELS[config.model]).initialize(config.seed).to(config.device)
+        return (
+            GPT2(MODELS[config.model], config.attention).initialize(config.seed).to(config.device)
+        )
     dtype = config.dtype if config.mode == "prefix" else "fp32"
     return load_model(config.model, config.device, dtype, config.attention)
 

@@ -1,19 +1,68 @@
 """Attention over packed sequences with prefix rows; imported as ``mingpt_prefix.kernels``.
 
-`prefix_attention` is one call for one layer. A model that calls it for many layers of the same
-batch prepares what depends on the batch's shape alone once, by `bind`, and calls the result for
-each layer.
+`prefix_attention` and `decode_attention` are one call for one layer. A model that calls the first
+for many layers of the same batch does what depends on the batch's shape alone once, by `bind`, and
+calls the result for each layer.
+
+Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported where
+it is chosen, and not before: it exists for Linux alone.
 """
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from mingpt_prefix.kernels.reference import PaddedPlan, decode_attention, prefix_attention
+from mingpt_prefix.kernels import reference
+from mingpt_prefix.kernels.checks import check_decode, check_kv, check_layout
+from mingpt_prefix.kernels.reference import PaddedPlan
 
-BACKENDS = ("reference",)
+BACKENDS = ("triton", "reference")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256  # a block of larger heads does not fit in shared memory
 
 Attention = Callable[[Tensor, Tensor], Tensor]
+
+
+def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """What keeps the backend "triton" from computing there, in words; None where nothing does."""
+    if dtype not in TRITON_DTYPES:
+        return f"there are no kernels for {dtype}"
+    if torch.compiler.is_compiling():
+        return None  # what follows cannot be traced
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it exists for Linux only)"
+    if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it needs a GPU (or TRITON_INTERPRET=1, to interpret the kernels slowly)"
+    return None
+
+
+def choose_backend(device: torch.device | str, dtype: torch.dtype) -> str:
+    """What "auto" means: "triton" on a GPU that it can compute on, else "reference"."""
+    on_gpu = torch.device(device).type == "cuda"
+    return "triton" if on_gpu and why_not_triton(device, dtype) is None else "reference"
+
+
+def _resolve(backend: str, qkv: Tensor) -> str:
+    if backend == "auto":
+        return choose_backend(qkv.device, qkv.dtype)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
+    return backend
+
+
+def _require_triton(qkv: Tensor) -> None:
+    """Raise ValueError where the backend "triton" cannot compute with it."""
+    if (why := why_not_triton(qkv.device, qkv.dtype)) is not None:
+        raise ValueError(f"qkv: is {qkv.dtype} on {qkv.device}; for the backend triton {why}")
+    if qkv.shape[-1] > MAX_HEAD_DIM:
+        raise ValueError(
+            f"qkv: D is {qkv.shape[-1]}; the backend triton has {MAX_HEAD_DIM} at most"
+        )
 
 
 def bind(
@@ -27,12 +76,93 @@ def bind(
 ) -> Attention:
     """The attention of one batch: a function of a layer's qkv (T, 3, H, D), prefix_kv (2, R, H, D).
 
-    The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError for an
-    unknown backend.
+    The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError as
+    `prefix_attention` does, some of it when the function is called.
     """
-    if backend != "reference":
+    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    check_layout(n_tokens, *layout, max_seq_len)
+    if backend == "reference":
+        plan = PaddedPlan(n_tokens, *layout, max_seq_len)
+    elif backend != "triton":
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    return PaddedPlan(n_tokens, seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len)
+
+    def attend(qkv: Tensor, prefix_kv: Tensor) -> Tensor:
+        check_kv(qkv, prefix_kv, n_tokens, seq_starts, prefix_starts)
+        if backend == "reference":
+            return plan(qkv, prefix_kv)
+        _require_triton(qkv)
+        from mingpt_prefix.kernels.prefix_attention import prefix_attention as compute
+
+        return compute(qkv, prefix_kv, *layout, max_seq_len)
+
+    return attend
 
 
-__all__ = ["BACKENDS", "Attention", "bind", "decode_attention", "prefix_attention"]
+def prefix_attention(
+    qkv: Tensor,
+    prefix_kv: Tensor,
+    seq_starts: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
+    prefix_from: Tensor,
+    max_seq_len: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Causal attention of B packed sequences, each with at most one prefix in front; one layer.
+
+    Arguments and result as `reference.prefix_attention`; `backend` is one of BACKENDS, or "auto":
+    triton on a GPU, else reference.
+
+    Raises:
+        ValueError: naming the argument whose shape, dtype or device is wrong. Numbers in a tensor
+            are looked at where that is free, on the CPU: offsets must not fall or pass what they
+            count, ids must name a prefix, and max_seq_len must not be passed.
+    """
+    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    return bind(_resolve(backend, qkv), len(qkv), *layout, max_seq_len)(qkv, prefix_kv)
+
+
+def decode_attention(
+    qkv: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    prefix_kv: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """One new token of each sequence against its cached tokens and its prefix; one layer.
+
+    Arguments and result as `reference.decode_attention`; `backend` as in `prefix_attention`. Not
+    differentiable. Raises ValueError as `prefix_attention` does.
+    """
+    arguments = (qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
+    check_decode(*arguments)
+    if _resolve(backend, qkv) == "reference":
+        return reference.decode_attention(*arguments)
+    _require_triton(qkv)
+    from mingpt_prefix.kernels.decode_attention import decode_attention as compute
+
+    return compute(*arguments)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing a submodule sets it as an attribute of the package: the two whose file has the
+        # name of the function must not take the function's place.
+        if not (isinstance(value, ModuleType) and name in __all__):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+__all__ = [
+    "BACKENDS",
+    "Attention",
+    "bind",
+    "choose_backend",
+    "decode_attention",
+    "prefix_attention",
+    "why_not_triton",
+]

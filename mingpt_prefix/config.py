@@ -231,7 +231,7 @@ class SampleConfig:
     dtype: str = "auto"
     """auto, fp32, bf16, fp16 or fp64"""
     attention: str = "auto"
-    """auto, or the name of a backend: reference"""
+    """auto (triton on a GPU, else reference), triton or reference"""
 
     @property
     def decoding(self) -> Decoding:

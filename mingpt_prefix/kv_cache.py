@@ -75,7 +75,8 @@ class KVCache:
         def attend(layer: int, qkv: Tensor) -> Tensor:
             kv, starts, ids = self.prefix.kv[layer], self.prefix.starts, self.prefix_ids
             cache = self.kv[layer]
-            return kernels.decode_attention(qkv, cache, self.table, self.lengths, kv, starts, ids)
+            rows = (qkv, cache, self.table, self.lengths)
+            return kernels.decode_attention(*rows, kv, starts, ids, self.model.attention)
 
         hidden = self.model.trunk(tokens, self.positions, attend)
         self.lengths, self.positions = self.lengths + 1, self.positions + 1

@@ -15,7 +15,13 @@ from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
 from mingpt_prefix.runs import read_run
 from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import choose_device, model_folder, weights_at_hand
+from mingpt_prefix.weights import (
+    DTYPES,
+    choose_attention,
+    choose_device,
+    model_folder,
+    weights_at_hand,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class TrainArgs:
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: Literal["auto", "reference"] = "auto"
+    attention: Literal["auto", "triton", "reference"] = "auto"
+    """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -82,6 +89,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
+    attention = choose_attention(args.attention, device, DTYPES[dtype])
     given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
     config = TrainConfig(
         mode=mode,
@@ -89,13 +97,14 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         data=data,
         device=device.type,
         dtype=dtype,
-        attention="reference",
+        attention=attention,
         **recipe(mode, is_tiny, **given),
     )
     what = {"prefix": "a prefix for", "finetune": "all weights of", "pretrain": "all weights of"}
     start = " from fresh weights" if mode == "pretrain" and model in MODELS else ""
     where = "the GPU" if device.type == "cuda" else "the CPU"
-    line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, on {where} ({dtype})"
+    how = f"on {where} ({dtype}, {attention} attention)"
+    line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, {how}"
     return config, f"{line}: {why}."
 
 
@@ -126,7 +135,8 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
 
     Raises:
         CheckpointError: when it is no run folder, or has ended.
-        ConfigError: when a flag says otherwise than the run's settings.
+        ConfigError: when a flag says otherwise than the run's settings, or they name what this
+            machine cannot do.
     """
     content = read_run(args.resume)
     config = config_from_json(content.get("config"))
@@ -140,7 +150,7 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
             raise ConfigError(f"--{flag} {given}: the run has {getattr(config, name)}")
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
-    choose_device(config.device)
+    choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
     return config, f"Going on with the {config.mode} run of {config.model} in {args.resume}."
 
 

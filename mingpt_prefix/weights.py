@@ -59,7 +59,7 @@ def load_model(
     """
     to_device = choose_device(device)
     to_dtype = choose_dtype(dtype, to_device)
-    attention = _choose_attention(attention)
+    attention = choose_attention(attention, to_device, to_dtype)
     name = name_or_folder if isinstance(name_or_folder, str) and name_or_folder in MODELS else ""
     if name in hub.REPOS:
         config, files = MODELS[name], [hub.weights_file(name)]
@@ -137,6 +137,23 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend of that name; "auto" is reference.
+
+    Raises ConfigError for an unknown one, and where triton was asked for and cannot compute.
+    """
+    if name == "auto":
+        # The kernels have run in the interpreter alone: until a GPU has shown them right and
+        # faster, they are taken where they are asked for.
+        return "reference"
+    if name not in kernels.BACKENDS:
+        known = ", ".join(("auto", *kernels.BACKENDS))
+        raise ConfigError(f"unknown attention '{printable(name)}'; known: {known}")
+    if name == "triton" and (why := kernels.why_not_triton(device, dtype)) is not None:
+        raise ConfigError(f"attention triton, on {device.type}: {why}")
+    return name
+
+
 def weights_at_hand(name: str) -> tuple[bool, str]:
     """Whether a known model's weights can be had, found out in 3 s at most, and why or why not."""
     if name == "tiny":
@@ -159,13 +176,6 @@ def model_folder(given: str | Path) -> Path:
         f"unknown model '{shown(given)}'; known: {', '.join(MODELS)}; "
         "or the path of a folder as transformers saves it"
     )
-
-
-def _choose_attention(name: str) -> str:
-    if name not in ("auto", *kernels.BACKENDS):
-        known = ", ".join(("auto", *kernels.BACKENDS))
-        raise ConfigError(f"unknown attention '{printable(name)}'; known: {known}")
-    return "reference" if name == "auto" else name
 
 
 def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:

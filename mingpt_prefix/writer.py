@@ -136,7 +136,8 @@ def _writer(model: GPT2, prefix: PrefixKV | None, text_format: str, called: str)
         sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
-    return Writer(model, tokenizer, prefix, text_format, f"{called}, on {model.device} ({dtype})")
+    where = f"on {model.device} ({dtype}, {model.attention} attention)"
+    return Writer(model, tokenizer, prefix, text_format, f"{called}, {where}")
 
 
 def _shown(name: object) -> str:

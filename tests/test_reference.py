@@ -33,11 +33,13 @@ class Case:
             max(self.lengths, default=0) + self.slack,
         )
 
-    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float64, head_dim: int = HEAD_DIM
+    ) -> tuple[Tensor, Tensor]:
         """Random qkv (T, 3, H, D) and prefix_kv (2, R, H, D)."""
         generator = torch.Generator().manual_seed(0)
         n_tokens, n_rows = sum(self.lengths) + self.tail, sum(self.prefixes)
-        shapes = (n_tokens, 3, N_HEAD, HEAD_DIM), (2, n_rows, N_HEAD, HEAD_DIM)
+        shapes = (n_tokens, 3, N_HEAD, head_dim), (2, n_rows, N_HEAD, head_dim)
         qkv, kv = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
         return qkv.to(dtype).requires_grad_(), kv.to(dtype).requires_grad_()
 
@@ -161,7 +163,7 @@ def test_bind() -> None:
     for scale in (1.0, 0.5):  # one plan, several layers
         expected = prefix_attention(scale * qkv, kv, *case.arguments())
         assert torch.equal(attend(scale * qkv, kv), expected)
-    with pytest.raises(ValueError, match="'flash' is not one of reference"):
+    with pytest.raises(ValueError, match="'flash' is not one of triton, reference"):
         bind("flash", len(qkv), *case.arguments())
 
 

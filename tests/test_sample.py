@@ -115,7 +115,8 @@ def expected_text(place: Path, table: str, **rules) -> str:
 def test_one_table(call, place) -> None:
     code, out, err = call("--table", TABLE, *ON_PREFIX)
     assert code == 0 and out == [expected_text(place, TABLE)] and out[0]
-    assert len(err) == 1 and "prefix.safetensors on model, on cpu (float32)" in err[0]
+    said = "prefix.safetensors on model, on cpu (float32, reference attention)"
+    assert len(err) == 1 and said in err[0]
     assert call("--table", '{"name": "The Mill", "eatType": "pub"}', *ON_PREFIX)[1] == out
     beams = call("--table", TABLE, *ON_PREFIX, "--beams", "3", "--length-penalty", "0.5")[1]
     assert beams == [expected_text(place, TABLE, beams=3, length_penalty=0.5)]

@@ -31,6 +31,22 @@ def test_a_gpu_and_weights_choose_gpt2_with_the_poster_s_recipe(monkeypatch) -> 
     assert (config.lr, config.dropout, config.prefix_length) == (5e-5, 0.1, 0)
 
 
+def test_attention_is_chosen_by_name_and_told(monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    pretend(monkeypatch, gpu=False)
+    config, line = resolve(TrainArgs())
+    assert config.attention == "reference" and "(fp32, reference attention)" in line
+    with pytest.raises(ConfigError, match="attention triton, on cpu: "):
+        resolve(TrainArgs(attention="triton"))
+    pretend(monkeypatch, gpu=True)
+    config, line = resolve(TrainArgs(attention="reference"))
+    assert config.attention == "reference" and "(bf16, reference attention)" in line
+    pytest.importorskip("triton")
+    config, line = resolve(TrainArgs(attention="triton"))
+    assert config.attention == "triton" and "(bf16, triton attention)" in line
+    assert resolve(TrainArgs())[0].attention == "reference"
+
+
 @pytest.mark.parametrize(
     ("gpu", "weights", "why"),
     [

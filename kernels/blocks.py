@@ -1,0 +1,121 @@
+"""What the Triton kernels share: rows of blocks, where sequences and prefixes lie, block sizes."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Lower than any score, and finite: a query that has seen no key yet gives no NaN.
+LOWEST = tl.constexpr(-1.0e30)
+INFINITY = tl.constexpr(float("inf"))
+# Exponentials are powers of 2, which is what the hardware computes.
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(b_left, b_right, b_sum=None):
+    """b_left @ b_right + b_sum, added up in float32, and float32 not cut to TF32."""
+    if _INTERPRETED:
+        # Triton 3.9's interpreter multiplies the bits of bfloat16. The products are the same.
+        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    if b_sum is None:  # Triton 3.2's tl.dot takes no None that was handed on to it
+        return tl.dot(b_left, b_right, input_precision="ieee")
+    else:
+        return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
+
+
+@triton.jit
+def load_rows(
+    p_rows, first, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Rows first, first + 1, ... of the n_rows there are, (ROWS, COLS); 0 outside."""
+    o_row, o_col = tl.arange(0, ROWS), tl.arange(0, COLS)
+    m_in = (first + o_row < n_rows)[:, None] & (o_col < D)[None, :]
+    p_first = p_rows + tl.cast(first, tl.int64) * stride
+    return tl.load(p_first + o_row[:, None] * stride + o_col[None, :], mask=m_in, other=0.0)
+
+
+@triton.jit
+def store_rows(
+    p_rows, b_rows, first, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """The reverse of `load_rows`."""
+    o_row, o_col = tl.arange(0, ROWS), tl.arange(0, COLS)
+    m_in = (first + o_row < n_rows)[:, None] & (o_col < D)[None, :]
+    p_first = p_rows + tl.cast(first, tl.int64) * stride
+    p_all = p_first + o_row[:, None] * stride + o_col[None, :]
+    tl.store(p_all, b_rows.to(p_rows.dtype.element_ty), mask=m_in)
+
+
+@triton.jit
+def clear_tail(
+    p_rows, p_end, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """0 in the rows from number *p_end on: each program along the first axis has a share."""
+    b_zero = tl.zeros((ROWS, COLS), tl.float32)
+    first = tl.load(p_end).to(tl.int32) + tl.program_id(0) * ROWS
+    for row in range(first, n_rows, tl.num_programs(0) * ROWS):
+        store_rows(p_rows, b_zero, row, n_rows, stride, D, ROWS, COLS)
+
+
+@triton.jit
+def locate_sequence(p_starts, seq):
+    """A sequence's first token and its length."""
+    start = tl.load(p_starts + seq).to(tl.int64)
+    return start, (tl.load(p_starts + seq + 1) - start).to(tl.int32)
+
+
+@triton.jit
+def locate_prefix(p_starts, p_ids, seq):
+    """The first row of a sequence's prefix and the number of its rows: 0 where it has none."""
+    prefix = tl.load(p_ids + seq).to(tl.int64)
+    first = tl.load(p_starts + prefix, mask=prefix >= 0, other=0).to(tl.int64)
+    end = tl.load(p_starts + prefix + 1, mask=prefix >= 0, other=0).to(tl.int64)
+    return first, (end - first).to(tl.int32)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of blocks: queries, keys, prefix rows, and the head size, made a power of two.
+
+    In the backward pass the first is what a program has, the second what it goes over.
+    """
+
+    M: int
+    N: int
+    P: int
+    D: int
+    warps: int
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        # Multiplication and addition fused, as every Triton before 3.10 does unasked.
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
+
+
+def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
+    """The choices, by what fits in registers and shared memory and by how many programs there are.
+
+    float32 products are exact, hence without tensor cores, and hold all in registers: small blocks.
+    So do large heads. Short sequences (E2E's have 54 tokens on average) want little waste and many
+    programs; long ones large blocks, in the backward pass no larger than its two sums leave room
+    for. A short prefix has a block of its own size.
+    """
+    block_d = max(16, triton.next_power_of_2(qkv.shape[-1]))
+    if qkv.dtype == torch.float32:
+        m, n, warps = (32, 32, 4) if block_d <= 64 else (16, 16, 4)
+    elif block_d > 128:
+        m, n, warps = 32, 32, 4
+    elif block_d > 64 or max_seq_len <= 256:
+        m, n, warps = 64, 32, 4
+    elif forward:
+        m, n, warps = 128, 64, 8
+    else:
+        m, n, warps = 64, 64, 4
+    n_rows = max(16, triton.next_power_of_2(prefix_kv.shape[1]))
+    return Tiles(m, n, min(n_rows, n if forward else min(n, 32)), block_d, warps)
