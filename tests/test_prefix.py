@@ -106,7 +106,7 @@ def test_full_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize(("length", "mid_dim"), [(0, 8), (-1, 8), (40, 8), (4, 0)])
 def test_impossible_sizes(length: int, mid_dim: int) -> None:
-    with pytest.raises(ConfigError, match="prefix length|mid_dim"):
+    with pytest.raises(ConfigError, match="prefix-length|mid_dim"):
         PrefixEncoder(CONFIG, length, mid_dim)
     assert PrefixEncoder(CONFIG, 39, 8)().lengths.tolist() == [39]
 
