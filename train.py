@@ -17,13 +17,11 @@ from mingpt_prefix.console import parse, run_script, say, stop_signals, training
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.tasks import Score, Task, fingerprint, load_task
+from mingpt_prefix.tasks import Task, fingerprint, load_task, save_trained, score_kept
 from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_model, save_model
+from mingpt_prefix.weights import load_model
 
 SAVE_EVERY_S = 300.0
 EXAMPLE_TABLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
@@ -57,24 +55,6 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     return run
 
 
-def save_trained(trainer: Trainer, run: RunFolder) -> None:
-    """Write what has been trained as it is now: the folded prefix, or the model."""
-    config, model = trainer.config, trainer.model
-    prefix = trainer.folded_prefix()
-    if prefix is None:
-        save_model(model, run.model_folder)
-        return
-    info = PrefixInfo(
-        base=model.name,
-        fingerprint=model.fingerprint,
-        length=config.prefix_length,
-        text_format=TEXT_FORMAT,
-        placement="prefix",
-        training=config.learning_settings(),
-    )
-    save_prefix(run.prefix_file, prefix.kv, info)
-
-
 def train(trainer: Trainer, run: RunFolder) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     pending, saved_at = [], time.monotonic()
@@ -101,14 +81,6 @@ def train(trainer: Trainer, run: RunFolder) -> int:
     return 0
 
 
-def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
-    """The score of what the run has kept, read back from its files."""
-    config = trainer.config
-    if config.mode == "prefix":
-        return task.score(trainer.model.eval(), load_prefix(run.prefix_file))
-    return task.score(load_model(run.model_folder, config.device, "fp32", config.attention), None)
-
-
 def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
@@ -123,9 +95,8 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float) -> None
     made = run.prefix_file if config.mode == "prefix" else run.model_folder
     say(f"Written: {made}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
     if config.mode != "pretrain":
-        base = (
-            f" --model {config.model}" if made == run.prefix_file and not trainer.model.name else ""
-        )
+        is_in_folder = config.mode == "prefix" and not trainer.model.name
+        base = f" --model {config.model}" if is_in_folder else ""
         say(f'Next: python sample.py --run {run.path}{base} --table "{EXAMPLE_TABLE}"')
 
 

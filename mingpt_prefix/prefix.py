@@ -36,8 +36,7 @@ PLACEMENTS = ("prefix",)
 _TENSOR, _METADATA = "prefix_kv", "mingpt_prefix"
 # gpt2-xl with the longest prefix has 0.6 GiB; the metadata are a few hundred bytes.
 _FILE_LIMIT, _HEADER_LIMIT = 1 << 30, 1 << 20
-# About as wide as the MLP's rows are at first.
-_DIRECT_STD = 0.3
+_DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
 
 
 class PrefixEncoder(nn.Module):

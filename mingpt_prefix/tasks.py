@@ -1,4 +1,4 @@
-"""What a run learns and how it is judged: tables to sentences by BLEU, plain text by bits per byte.
+"""What a run learns, keeps and is judged by: tables to sentences by BLEU, text by bits per byte.
 
 task = load_task(config, model.config)
 task.train_set, task.dev_set          # Encoded examples
@@ -18,9 +18,13 @@ from mingpt_prefix.describe import describe, one_line
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
-from mingpt_prefix.tables import format_table
+from mingpt_prefix.runs import RunFolder
+from mingpt_prefix.tables import TEXT_FORMAT, format_table
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.training import Trainer
+from mingpt_prefix.weights import load_model, save_model
 
 _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
 
@@ -110,3 +114,29 @@ def fingerprint(examples: Sequence[Encoded]) -> str:
         digest.update(example.context.to_bytes(4, "little"))
         digest.update(example.ids.numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_trained(trainer: Trainer, run: RunFolder) -> None:
+    """Write what has been trained as it is now: the folded prefix, or the model."""
+    config, model = trainer.config, trainer.model
+    prefix = trainer.folded_prefix()
+    if prefix is None:
+        save_model(model, run.model_folder)
+        return
+    info = PrefixInfo(
+        base=model.name,
+        fingerprint=model.fingerprint,
+        length=config.prefix_length,
+        text_format=TEXT_FORMAT,
+        placement="prefix",
+        training=config.learning_settings(),
+    )
+    save_prefix(run.prefix_file, prefix.kv, info)
+
+
+def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
+    """The score of what the run has kept, read back from its files."""
+    config = trainer.config
+    if config.mode == "prefix":
+        return task.score(trainer.model.eval(), load_prefix(run.prefix_file))
+    return task.score(load_model(run.model_folder, config.device, "fp32", config.attention), None)

@@ -78,11 +78,10 @@ class Trainer:
 
     def _choose_trainable(self) -> None:
         config, model = self.config, self.model
-        is_prefix = config.mode == "prefix"
-        model.requires_grad_(not is_prefix)
-        model.dropout = 0.0 if is_prefix else config.dropout
+        model.requires_grad_(config.mode != "prefix")
+        model.dropout = 0.0 if config.mode == "prefix" else config.dropout
         self.trainable: nn.Module = model
-        if is_prefix:
+        if config.mode == "prefix":
             self.trainable = PrefixEncoder(
                 model.config,
                 config.prefix_length,
