@@ -51,7 +51,8 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     run = RunFolder.create(folder, content)
     before = task.score(trainer.model.eval(), None)
     run.write_run({**content, "before": before.values})
-    say(f"Before training: {before.line}.")
+    if before.line:
+        say(f"Before training: {before.line}.")
     return run
 
 
@@ -89,7 +90,8 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float) -> None
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     drawn = save_loss_curve(run.read_log(), run.picture, title)
-    say(f"Trained in {seconds:.0f} s. After training: {score.line}.")
+    after = f" After training: {score.line}." if score.line else ""
+    say(f"Trained in {seconds:.0f} s.{after}")
     for line in score.sample:
         say(f"  {line}")
     made = run.prefix_file if config.mode == "prefix" else run.model_folder

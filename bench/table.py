@@ -25,7 +25,7 @@ from report import methods_table
 from mingpt_prefix.config import Decoding, SampleConfig
 from mingpt_prefix.data import group_references, load_split
 from mingpt_prefix.metrics import bleu
-from mingpt_prefix.runs import read_run
+from mingpt_prefix.runs import RunFolder, read_run
 from mingpt_prefix.tables import Table
 from mingpt_prefix.tasks import describe
 from mingpt_prefix.tiny.slots import slot_errors
@@ -102,9 +102,7 @@ def train(args: Args, test: TestSet, mode: str, seed: int, lr: float | None = No
         lr=content["config"]["lr"],
         seconds=float(seconds_file.read_text()),
         dev_loss=min(
-            line["dev_loss"]
-            for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-            if "dev_loss" in line
+            line["dev_loss"] for line in RunFolder(folder).read_log() if "dev_loss" in line
         ),
         **scores,
     )

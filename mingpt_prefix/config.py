@@ -102,13 +102,15 @@ class TrainConfig:
         positive = "lr epochs batch_size micro_batch_size mid_dim init_scale clip evals block_size"
         for name in positive.split():
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
+                raise ConfigError(f"{flag_name(name)} must be positive, not {getattr(self, name)}")
         for name in ("prefix_length", "weight_decay", "max_steps", "seed"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{_flag(name)} must not be negative, not {getattr(self, name)}")
+                raise ConfigError(
+                    f"{flag_name(name)} must not be negative, not {getattr(self, name)}"
+                )
         for name in ("lr", "epochs", "weight_decay", "clip"):
             if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{_flag(name)} must be finite, not {getattr(self, name)}")
+                raise ConfigError(f"{flag_name(name)} must be finite, not {getattr(self, name)}")
         if self.epochs > 1e6:
             raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
         if self.seed > MAX_SEED:
@@ -167,7 +169,8 @@ def to_json(config) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def _flag(name: str) -> str:
+def flag_name(name: str) -> str:
+    """A setting's name as it is written on the command line, without its dashes."""
     return name.replace("_", "-")
 
 
@@ -187,7 +190,7 @@ class Decoding:
         for name in ("beams", "max_new_tokens", "temperature", "top_k"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{_flag(name)} must be positive, not {value}")
+                raise ConfigError(f"{flag_name(name)} must be positive, not {value}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
         if not math.isfinite(self.length_penalty):

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from mingpt_prefix.config import MODELS, Mode, ModelConfig, Optimizer, TrainConfig, recipe, to_json
+from mingpt_prefix.config import (
+    MODELS,
+    Mode,
+    ModelConfig,
+    Optimizer,
+    TrainConfig,
+    flag_name,
+    recipe,
+    to_json,
+)
 from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
@@ -146,8 +155,7 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
         given = getattr(args, name)
         if given != getattr(defaults, name) and given != getattr(config, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} {given}: the run has {getattr(config, name)}")
+            raise ConfigError(f"--{flag_name(name)} {given}: the run has {getattr(config, name)}")
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
