@@ -11,14 +11,22 @@ from random import Random
 
 import pytest
 
-from mingpt_prefix.tiny import make_sample, mixture, mixture_values, sample_text, slots
+from mingpt_prefix.tiny import (
+    make_sample,
+    mixture,
+    mixture_coined,
+    mixture_values,
+    sample_text,
+    slots,
+)
 from mingpt_prefix.tiny.mixture_invented import POOL
+from mingpt_prefix.tiny.mixture_slots import Domain
 
 SAMPLE = Path(make_sample.__file__).with_name("sample")
 DOCUMENTS = 2000
 FUNCTION_WORDS = frozenset(
     "@ . , a the it is was has does not no and that which with of in on at to by from for as "
-    "also".split()
+    "also its".split()
 )
 
 
@@ -29,14 +37,18 @@ def splits() -> dict[str, list[tuple[make_sample.Table, list[str]]]]:
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    return list(mixture.documents(DOCUMENTS, seed=0))
+    return [*mixture.documents(DOCUMENTS, 0), *mixture.documents(DOCUMENTS, 0, 4, coined=0.75)]
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[mixture.Rows, str]]:
-    """Table and text of mixture documents, before the table is written in any format."""
-    rng = Random(0)
-    return [mixture.draw_pair(mixture.draw_domain(rng), rng) for _ in range(DOCUMENTS)]
+def told() -> list[tuple[Domain, mixture.Rows, str]]:
+    """Domain, table and text of mixture documents, before the table is written in any format."""
+    rng, drawn = Random(0), []
+    for _ in range(DOCUMENTS):
+        domain = mixture.draw_domain(rng, coined=0.5)
+        author = mixture_values.Author(rng) if rng.random() < 0.5 else None
+        drawn.append((domain, *mixture.draw_pair(domain, rng, author)))
+    return drawn
 
 
 def tokens(text: str) -> list[str]:
@@ -161,6 +173,9 @@ def test_slot_errors_finds_missing_and_swapped_values() -> None:
 def test_mixture_is_deterministic(documents: list[str]) -> None:
     assert documents[:300] == list(islice(mixture.documents(DOCUMENTS, seed=0), 300))
     assert documents[:20] != list(islice(mixture.documents(DOCUMENTS, seed=1), 20))
+    coined = list(islice(mixture.documents(DOCUMENTS, 0, 4, coined=0.75), 300))
+    assert coined == list(islice(mixture.documents(DOCUMENTS, 0, 4, coined=0.75), 300))
+    assert set(coined) <= set(documents)
 
 
 def test_mixture_shows_no_downstream_format(documents: list[str]) -> None:
@@ -170,17 +185,34 @@ def test_mixture_shows_no_downstream_format(documents: list[str]) -> None:
 
 
 def test_mixture_says_what_the_table_holds(told) -> None:
-    by_name: dict[str, list] = {}
-    every = (*POOL, *(slot for domain in mixture.DOMAINS for slot in (domain.key, *domain.slots)))
-    for slot in every:
-        by_name.setdefault(slot.name, []).append(slot)
-    for rows, text in told:
+    for domain, rows, text in told:
         assert "{" not in text and "(n)" not in text and ".." not in text
+        sources = {slot.name: slot.source for slot in (domain.key, *domain.slots)}
         for name, value in rows:
-            copied = not any(
-                isinstance(s.source, Mapping) and value in s.source for s in by_name.get(name, ())
-            )
-            assert not copied or value in text, (rows, text)
+            assert isinstance(sources[name], Mapping) or value in text, (rows, text)
+
+
+def test_coined_domains_use_no_word_of_the_sample(splits) -> None:
+    words = set(mixture_coined.words())
+    said = {
+        word
+        for items in splits.values()
+        for table, texts in items
+        for text in (make_sample.meaning(table), *texts)
+        for word in re.findall("[a-z]+", text.lower())
+    }
+    assert len(words) > 1000 and words.isdisjoint(said)
+    rng = Random(0)
+    first, second = mixture_coined.coin(rng), mixture_coined.coin(rng)
+    assert {s.name for s in first.slots}.isdisjoint(s.name for s in second.slots)
+
+
+def test_coined_formats_are_many_and_never_the_downstream_one() -> None:
+    rng = Random(0)
+    rows = (("alpha", "one"), ("beta", "two"))
+    written = {mixture_coined.Separators(rng)(rows) for _ in range(3000)}
+    assert len(written) > 1000
+    assert not [text for text in written if re.search(r"a ?: ?[^|:=]+\| ", text)]
 
 
 def test_mixture_shares_no_slots_or_values_with_the_sample() -> None:
@@ -211,7 +243,7 @@ def test_mixture_shares_no_wording_with_the_sample(splits, told) -> None:
             for text in texts:
                 runs |= patterns(delexicalised(values, text))
     assert ("there", "is", "a", "@", "called", "@") in runs
-    for rows, text in told:
+    for _, rows, text in told:
         values = [value for _, value in rows if value not in ("true", "false")]
         shared = patterns(delexicalised(values, text)) & runs
         assert all(FUNCTION_WORDS.issuperset(run) for run in shared), (shared, text)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from .mixture_coined import Separators, coin
 from .mixture_culture import CULTURE
 from .mixture_invented import invent
 from .mixture_nature import NATURE
@@ -71,9 +72,10 @@ SPELLINGS: tuple[Callable[[str], str], ...] = (
 class Style:
     """How one document writes its tables: format, label and spelling of the slots' names."""
 
-    def __init__(self, rng: Random) -> None:
-        self.format = FORMATS[pick(rng, tuple(FORMATS))]
-        self.spell = pick(rng, SPELLINGS)
+    def __init__(self, rng: Random, free: bool = False) -> None:
+        free = free and rng.random() < 0.6
+        self.format = Separators(rng) if free else FORMATS[pick(rng, tuple(FORMATS))]
+        self.spell = SPELLINGS[0] if free and rng.random() < 0.5 else pick(rng, SPELLINGS)
         self.label = pick(rng, LABELS) if rng.random() < 0.35 else ""
 
     def write(self, rows: Rows) -> str:
@@ -81,19 +83,24 @@ class Style:
 
 
 def draw_pair(domain: Domain, rng: Random, author: Author | None = None) -> tuple[Rows, str]:
-    """A table of the domain, its rows in random order, and a text that says it."""
+    """A table of the domain, its rows in random or the author's order, and a text that says it."""
     key = None if rng.random() < 0.05 else domain.key.draw(rng)
     size = min(pick(rng, _SIZES) - (key is not None), len(domain.slots))
-    facts = [(slot, slot.draw(rng)) for slot in rng.sample(domain.slots, size)]
+    chosen, is_orderly = rng.sample(domain.slots, size), author is not None and author.is_orderly
+    if is_orderly:
+        chosen.sort(key=domain.slots.index)
+    facts = [(slot, slot.draw(rng)) for slot in chosen]
     rows = [(slot.name, value) for slot, value in facts]
     if key is not None:
-        at = 0 if rng.random() < 0.5 else int(rng.random() * (len(rows) + 1))
+        at = 0 if is_orderly or rng.random() < 0.5 else int(rng.random() * (len(rows) + 1))
         rows.insert(at, (domain.key.name, key))
     return rows, describe(domain, key, facts, author or rng)
 
 
-def draw_domain(rng: Random) -> Domain:
-    """A domain that is written out, or one made up."""
+def draw_domain(rng: Random, coined: float = 0.0) -> Domain:
+    """A domain that is written out, one made up of known slots, or, `coined` of them, all new."""
+    if coined and rng.random() < coined:
+        return coin(rng)
     return invent(rng) if rng.random() < 0.25 else pick(rng, DOMAINS)
 
 
@@ -115,12 +122,13 @@ def _copying(rng: Random) -> str:
     return f"{style.write(rows)}\n{style.spell(name)}? {value}"
 
 
-def documents(count: int, seed: int, longest_run: int = 1) -> Iterator[str]:
+def documents(count: int, seed: int, longest_run: int = 1, coined: float = 0.0) -> Iterator[str]:
     """`count` draws, each yielding its documents: one, or tables, each with its text after it.
 
     A table in a document of its own mostly starts with a space, and so does its text: after the
     end-of-text token both ways to begin are common. Up to `longest_run` tables of one domain and
-    style follow each other, then by one author: what comes first shows how to go on.
+    style follow each other, then by one author: what comes first shows how to go on. `coined`: the
+    share of domains that are coined for their document, whose tables may be written in any way.
     """
     rng = Random(seed)
     for _ in range(count):
@@ -128,7 +136,7 @@ def documents(count: int, seed: int, longest_run: int = 1) -> Iterator[str]:
         if kind < 0.05:
             yield _copying(rng)
             continue
-        domain, style = draw_domain(rng), Style(rng)
+        domain, style = draw_domain(rng, coined), Style(rng, free=coined > 0)
         author = Author(rng) if longest_run > 1 else None
         if kind < 0.55:
             run = 1 if author is None else 1 + int(rng.random() * longest_run)
@@ -156,11 +164,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the embedded model's pretraining text.")
     parser.add_argument("--documents", type=int, default=150_000, help="how many draws")
     parser.add_argument("--longest-run", type=int, default=1, help="of tables in one style")
+    parser.add_argument("--coined", type=float, default=0.0, help="share of domains all new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     with options.out.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents(options.documents, options.seed, options.longest_run):
+        drawn = documents(options.documents, options.seed, options.longest_run, options.coined)
+        for document in drawn:
             file.write(f"{document}\n{END}\n")
 
 

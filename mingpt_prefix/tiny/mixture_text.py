@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from random import Random
 
 from .mixture_slots import Domain, Slot
-from .mixture_values import WOMEN, pick
+from .mixture_values import WOMEN, Author, pick
 
 Fact = tuple[Slot, str]
 
 _FRONTED = frozenset("with set built made written sung held run led born known".split())
-_AN = re.compile(r"\b([Aa])\(n\) (?=([\w$€]+))")
+_AN = re.compile(r"\b([Aa])\(n\) (?=(\S+))")
 _SOUNDS_AN = re.compile(
     r"(?!uni|use|uti|eu|one|once)([aeiou]|hour|honest|8|11\b|18\b)", re.IGNORECASE
 )
@@ -28,7 +28,9 @@ def describe(domain: Domain, key: str | None, facts: Sequence[Fact], rng: Random
 
     `facts` leave the key slot out; without a key the text speaks of "the film" and the like.
     """
-    if rng.random() < 0.5:
+    if isinstance(rng, Author) and rng.is_orderly:
+        facts = sorted(facts, key=lambda fact: rng.liking(fact[0].name))
+    elif rng.random() < 0.5:
         facts = sorted(facts, key=lambda _: rng.random())
     writer = _Writer(domain, key, rng)
     chunks = _deal(list(facts), rng)
