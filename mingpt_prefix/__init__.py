@@ -20,6 +20,7 @@ _MODULES = {
     "load_model": "weights",
     "load_prefix": "prefix",
     "parse_table": "tables",
+    "score": "metrics",
 }
 __all__ = list(_MODULES)
 

