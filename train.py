@@ -13,8 +13,16 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import MODELS, TrainConfig, to_json
-from mingpt_prefix.console import parse, run_script, say, stop_signals, training_bar
+from mingpt_prefix.console import (
+    parse,
+    run_script,
+    say,
+    stop_signals,
+    summary,
+    training_bar,
+)
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
@@ -82,11 +90,17 @@ def train(trainer: Trainer, run: RunFolder) -> int:
     return 0
 
 
-def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float) -> None:
+def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
     score = score_kept(trainer, task, run)
-    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values}
+    cost = {
+        "seconds": None if resumed else seconds,
+        "peak_memory": peak_memory(trainer.model.device),
+        "trained": trainer.n_trained,
+        "kept": trainer.n_kept,
+    }
+    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     drawn = save_loss_curve(run.read_log(), run.picture, title)
@@ -109,14 +123,14 @@ def run_training(argv: Sequence[str] | None) -> int:
     model = load_base(config)
     task = load_task(config, model.config)
     trainer = Trainer(config, model, task.train_set, task.dev_set)
-    say(trainer.summary())
+    say(summary(trainer))
     run = begin(config, args, trainer, task)
     started = time.monotonic()
     if number := train(trainer, run):
         say(f"Stopped after step {trainer.step}, and saved. To go on:")
         say(f"python train.py --resume {run.path}")
         return 128 + number
-    report(trainer, task, run, time.monotonic() - started)
+    report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
     return 0
 
 

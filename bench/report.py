@@ -13,39 +13,78 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Each metric's heading, what it is multiplied by, and how many decimals are shown.
+_METRICS = {
+    "bleu": ("BLEU", 100, 1),
+    "nist": ("NIST", 1, 2),
+    "meteor": ("METEOR", 100, 1),
+    "rouge_l": ("ROUGE-L", 100, 1),
+    "cider": ("CIDEr", 1, 2),
+}
+# Real E2E test set, OpenAI's weights: the poster (Turner, Ngo, Hu, Parihar), GPT-2 small; the
+# paper (Li & Liang), GPT-2 medium, in its first version on arXiv and as published at ACL 2021.
+_PUBLISHED = (
+    ("poster, prefix", "gpt2", (68.5, 8.71, 44.3, 70.4, 2.34)),
+    ("poster, fine-tuning", "gpt2", (70.3, 8.94, 46.2, 72.2, 2.47)),
+    ("paper (arXiv v1), prefix", "gpt2-medium", (69.7, 8.81, 46.1, 71.4, 2.49)),
+    ("paper (arXiv v1), fine-tuning", "gpt2-medium", (68.2, 8.62, 46.2, 71.0, 2.47)),
+    ("paper (ACL), prefix", "gpt2-medium", (70.3, 8.82, 46.3, 72.1, 2.46)),
+    ("paper (ACL), fine-tuning", "gpt2-medium", (68.8, 8.71, 46.1, 71.1, 2.43)),
+)
+
+
+def published_table() -> str:
+    """Markdown of the published numbers."""
+    heads = " | ".join(heading for heading, _, _ in _METRICS.values())
+    lines = [f"| published | model | {heads} |", "|---" * (2 + len(_METRICS)) + "|"]
+    for name, model, values in _PUBLISHED:
+        shown = (
+            f"{value:.{digits}f}"
+            for value, (_, _, digits) in zip(values, _METRICS.values(), strict=True)
+        )
+        lines.append(f"| {name} | {model} | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def methods_table(record: dict) -> str:
     """Markdown of a record of bench/table.py: a line a method and learning rate, over its seeds."""
-    lines = [
-        "| method | learning rate | seeds | BLEU | slots wrong or missing (%) |",
-        "|---|---|---|---|---|",
-    ]
     rows = record["rows"]
+    has_slots = any(row["slot_errors"] is not None for row in rows)
+    heads = ["method", "learning rate", "seeds", *(heading for heading, _, _ in _METRICS.values())]
+    heads += ["slots wrong or missing (%)"] if has_slots else []
+    heads += ["trained", "kept", "training (s)", "peak memory (MB)"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, lr in dict.fromkeys((row["method"], row["lr"]) for row in rows):
         own = [row for row in rows if (row["method"], row["lr"]) == (method, lr)]
-        wrong = [100 * row["slot_errors"] for row in own if row["slot_errors"] is not None]
-        cells = (
-            method,
-            f"{lr:g}" if lr else "–",
-            str(len(own)),
-            _mean_and_spread([100 * row["bleu"] for row in own]),
-            _mean_and_spread(wrong) if wrong else "–",
-        )
+        cells = [method, f"{lr:g}" if lr else "–", str(len(own))]
+        cells += [
+            _mean_and_spread([factor * row["scores"][name] for row in own], digits)
+            for name, (_, factor, digits) in _METRICS.items()
+        ]
+        if has_slots:
+            cells.append(_mean_and_spread([100 * row["slot_errors"] for row in own], 1))
+        cells += [f"{own[0]['trained']:,}", f"{own[0]['kept']:,}"]
+        for name, unit in (("seconds", 1), ("peak_memory", 1e6)):
+            known = [row[name] / unit for row in own if row[name] is not None]
+            cells.append(_mean_and_spread(known, 0) if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
-    measured = f"{record['date']}, {record['machine']}, torch {record['torch']}"
-    return "\n".join([*lines, "", f"Measured {measured}: `{record['command']}`."])
+    how = f"beam {record['beams']}" if record["beams"] > 1 else "greedy"
+    what = f"{record['model']} on {record['data']}, {record['tables']} test tables, {how}"
+    measured = f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
+    return "\n".join([*lines, "", measured])
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+def _mean_and_spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):,.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
     """README's text with every table block made anew."""
 
     def block(match: re.Match[str]) -> str:
+        if match[2] == "published":
+            return f"{match[1]}{published_table()}\n{match[3]}"
         record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
         return f"{match[1]}{methods_table(record)}\n{match[3]}"
 

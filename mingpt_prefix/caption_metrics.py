@@ -1,7 +1,7 @@
 """METEOR, ROUGE-L and CIDEr, as the official E2E script takes them.
 
-They come from pycocoevalcap, the COCO caption evaluation, on its Penn Treebank tokens; its tokenizer
-and METEOR run on Java.
+They come from pycocoevalcap, the COCO caption evaluation, on its Penn Treebank tokens; that and
+METEOR run on Java.
 
     caption_scores(["A pub."], [["The pub.", "A pub"]], ["rouge_l"])    # {"rouge_l": ...}
 

@@ -57,6 +57,22 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
+def summary(trainer: training.Trainer) -> str:
+    """A run in one line: examples, steps, learning rate, what is trained and what is kept."""
+    config = trainer.config
+    total = sum(p.numel() for p in trainer.model.parameters())
+    what = f"{trainer.n_trained:,} of {total:,} parameters are trained"
+    if trainer.prefix_length:
+        what = (
+            f"a prefix of {trainer.prefix_length} rows a layer: {trainer.n_kept:,} numbers are"
+            f" kept, {trainer.n_kept / total:.2%} of the model's {total:,}"
+        )
+    return (
+        f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
+        f" {config.batch_size}, learning rate {config.lr:g}; {what}."
+    )
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM land in the list; a second one ends the process at once."""

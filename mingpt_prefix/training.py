@@ -91,22 +91,17 @@ class Trainer:
                 config.init_scale,
             ).to(model.device)
 
-    def summary(self) -> str:
-        """The run in one line: examples, steps, learning rate, what is trained and what is kept."""
-        config = self.config
-        total = sum(p.numel() for p in self.model.parameters())
-        trained = sum(p.numel() for p in self.trainable.parameters())
-        what = f"{trained:,} of {total:,} parameters are trained"
-        if self.prefix_length:
-            kept = self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
-            what = (
-                f"a prefix of {self.prefix_length} rows a layer: {kept:,} numbers are kept,"
-                f" {kept / total:.2%} of the model's {total:,}"
-            )
-        return (
-            f"{len(self.train_set):,} examples, {self.total_steps:,} steps of {config.batch_size},"
-            f" learning rate {config.lr:g}; {what}."
-        )
+    @property
+    def n_trained(self) -> int:
+        """Parameters that are trained: the prefix encoder's, or the model's."""
+        return sum(p.numel() for p in self.trainable.parameters())
+
+    @property
+    def n_kept(self) -> int:
+        """Numbers that the run leaves behind: the folded prefix's, or the model's."""
+        if self.prefix_length is None:
+            return self.n_trained
+        return self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
 
     def _check_positions(self) -> None:
         rows, limit = self.prefix_length or 0, self.model.config.n_positions

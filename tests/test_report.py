@@ -20,10 +20,19 @@ def test_readme_is_rendered_from_the_results() -> None:
 
 
 def test_a_table_shows_mean_and_spread() -> None:
-    row = {"method": "prefix", "lr": 0.001, "slot_errors": 0.02}
-    record = {
-        "date": "2000-01-01", "machine": "m", "torch": "2", "command": "c",
-        "rows": [{**row, "bleu": 0.5}, {**row, "bleu": 0.6}],
+    scores = {"bleu": 0.5, "nist": 8.0, "meteor": 0.4, "rouge_l": 0.7, "cider": 2.0}
+    row = {
+        "method": "prefix", "lr": 0.001, "slot_errors": 0.02, "trained": 4000, "kept": 1000,
+        "seconds": 9.6, "peak_memory": 2_000_000, "scores": scores,
     }  # fmt: skip
-    table = load_report().methods_table(record)
-    assert "| prefix | 0.001 | 2 | 55.0 ± 7.1 | 2.0 ± 0.0 |" in table.splitlines()
+    record = {
+        "date": "2000-01-01", "machine": "m", "command": "c", "model": "tiny", "data": "sample",
+        "tables": 7, "beams": 5, "rows": [row, {**row, "scores": {**scores, "bleu": 0.6}}],
+    }  # fmt: skip
+    lines = load_report().methods_table(record).splitlines()
+    assert lines[2] == (
+        "| prefix | 0.001 | 2 | 55.0 ± 7.1 | 8.00 ± 0.00 | 40.0 ± 0.0 | 70.0 ± 0.0 | 2.00 ± 0.00"
+        " | 2.0 ± 0.0 | 4,000 | 1,000 | 10 ± 0 | 2 ± 0 |"
+    )
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+    assert lines[-1] == "Measured 2000-01-01: tiny on sample, 7 test tables, beam 5; m; `c`."

@@ -1,0 +1,41 @@
+"""What a measurement was taken on."""
+
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+
+def machine_line() -> str:
+    """The GPU, or the processor and its threads, and the versions of Python and torch."""
+    if torch.cuda.is_available():
+        unit = torch.cuda.get_device_name()
+    else:
+        threads = torch.get_num_threads()
+        unit = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{unit}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use so far: torch's allocations on a GPU, else the process's memory.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
