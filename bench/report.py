@@ -74,6 +74,54 @@ def methods_table(record: dict) -> str:
     return "\n".join([*lines, "", measured])
 
 
+def speed_table(record: dict) -> str:
+    """Markdown of a record of bench/speed.py: a table a model, and what the methods' ratios are."""
+    parts = []
+    for shape in record["shapes"]:
+        heads = ("method", "step p20 / p50 / p80 (ms)", "forward / backward / optimizer (%)",
+                 "tokens/s", "share of matmul rate (%)", "peak memory (MB)",
+                 "optimizer state (MB)", "the poster's 5 epochs (min)")  # fmt: skip
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for row in shape["rows"]:
+            split = (f"{100 * share:.0f}" for share in row["shares"].values())
+            peak = row["peak_memory"]
+            cells = (
+                row["method"],
+                " / ".join(f"{1e3 * q:,.4g}" for q in _quantiles(row["seconds"])),
+                " / ".join(split),
+                f"{row['tokens_per_second']:,.0f}",
+                f"{100 * row['utilisation']:.0f}",
+                "–" if peak is None else f"{peak / 1e6:,.0f}",
+                f"{row['optimizer_bytes'] / 1e6:,.1f}",
+                f"{row['poster_minutes']:,.3g}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+        by_name = {row["method"]: row for row in shape["rows"]}
+        lines.append("")
+        for slow, fast in (
+            ("fine-tuning", "prefix"),
+            ("PEFT prefix", "prefix"),
+            ("transformers fine-tuning", "fine-tuning"),
+        ):
+            if slow in by_name:
+                pairs = zip(by_name[slow]["seconds"], by_name[fast]["seconds"], strict=True)
+                low, middle, high = _quantiles([a / b for a, b in pairs])
+                lines.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
+        floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
+        lines.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
+        what = f"{shape['model']}, {shape['dtype']}, {shape['attention']} attention"
+        sizes = f"batches of {shape['batch_size']}, {shape['prefix_length']} prefix rows"
+        parts.append(f"**{what}**, {sizes}:\n\n" + "\n".join(lines))
+    measured = f"Measured {record['date']}: {record['machine']}; `{record['command']}`."
+    return "\n\n".join([*parts, measured])
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50, p80."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
+
+
 def _mean_and_spread(values: Sequence[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):,.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
@@ -86,7 +134,8 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
         record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
-        return f"{match[1]}{methods_table(record)}\n{match[3]}"
+        table = speed_table if "shapes" in record else methods_table
+        return f"{match[1]}{table(record)}\n{match[3]}"
 
     return _BLOCK.sub(block, text)
 

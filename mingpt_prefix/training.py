@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, batches, pack
 from mingpt_prefix.checkpoint import Checkpoint
@@ -127,7 +128,7 @@ class Trainer:
         while self.step < self.total_steps:
             examples = [self.train_set[i] for i in next(order)]
             lr = learning_rate(self.step, self.total_steps, config)
-            loss = self._train_step(examples, lr)
+            loss = self.train_step(examples, lr)
             self.step += 1
             dev_loss, is_best = None, False
             if self.dev_set and (self.step % eval_every == 0 or self.step == self.total_steps):
@@ -140,34 +141,40 @@ class Trainer:
             tokens = sum(len(e.ids) for e in examples)
             yield Progress(self.step, loss, lr, tokens, dev_loss, is_best)
 
-    def _train_step(self, examples: Sequence[Encoded], lr: float) -> float:
-        """One optimizer step; returns its loss. Gradients add up over the micro-batches."""
+    def train_step(self, examples: Sequence[Encoded], lr: float) -> float:
+        """One optimizer step at the learning rate `lr`; returns its loss, in nats a token.
+
+        Gradients add up over the micro-batches. Raises TrainingError as `steps`.
+        """
         config = self.config
         self.model.train()
         torch.manual_seed(config.seed * 1_000_003 + self.step)  # for dropout
-        prefix = self.trainable() if config.mode == "prefix" else None
-        # The encoder runs once: its rows' gradient adds up in a leaf and goes back through it once.
-        rows = None if prefix is None else PrefixKV(prefix.kv.detach(), prefix.starts)
-        if rows is not None:
-            rows.kv.requires_grad_()
+        prefix, rows = (self.trainable() if config.mode == "prefix" else None), None
+        if prefix is not None:
+            # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
+            rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
         n_targets = sum(e.n_targets for e in examples)
         loss = torch.zeros((), device=self.model.device)
         for start in range(0, len(examples), config.micro_batch_size):
             batch = pack(examples[start : start + config.micro_batch_size], self.prefix_length)
-            part = self._summed_loss(batch.to(self.model.device), rows) / n_targets
-            part.backward()
+            with record_function("forward"):
+                part = self._summed_loss(batch.to(self.model.device), rows) / n_targets
+            with record_function("backward"):
+                part.backward()
             loss += part.detach()
         if prefix is not None:
-            prefix.kv.backward(rows.kv.grad)
+            with record_function("backward"):
+                prefix.kv.backward(rows.kv.grad)
         norm = nn.utils.clip_grad_norm_(self.trainable.parameters(), config.clip)
         if not torch.isfinite(loss + norm):
             what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
             raise _not_finite(self.step + 1, what)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with record_function("optimizer"):
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         return float(loss)
 
     def _summed_loss(self, batch: PackedBatch, prefix: PrefixKV | None) -> Tensor:

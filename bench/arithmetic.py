@@ -1,0 +1,46 @@
+"""How much arithmetic a training step needs, and how fast this machine does such arithmetic."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from mingpt_prefix.batch import Encoded
+from mingpt_prefix.config import ModelConfig
+
+
+def step_flops(
+    config: ModelConfig, batch: Sequence[Encoded], mode: str, prefix_length: int = 0
+) -> float:
+    """Floating-point operations of the matrix products that a step cannot do without.
+
+    Packed tokens, and the head on target positions alone; a product of (m, k) and (k, n) counts
+    2 m k n. Backward costs as much as forward for the inputs' gradients, and as much again for the
+    weights', which prefix-tuning does not need. Causal attention counts half of the square.
+    """
+    width, layers = config.n_embd, config.n_layer
+    rows = prefix_length if mode == "prefix" else 0
+    linear = attention = 0.0
+    for example in batch:
+        length = len(example.ids)
+        linear += 2 * 12 * width**2 * length * layers
+        linear += 2 * width * config.vocab_size * (length - example.context)
+        attention += 2 * 2 * width * length * (length / 2 + rows) * layers
+    # Attention has two products and, in backward, four: gradients of both factors of each.
+    return linear * (2 if mode == "prefix" else 3) + attention * 3
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations a second of one large matrix product: the best of several."""
+    size = size if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,98 @@
+"""The same training steps by transformers and PEFT, at their best ordinary settings.
+
+SDPA attention, fused AdamW, bf16 autocast where bf16 is asked for, padding to the longest example
+of a batch, and the loss as their models compute it. Dropout as ours: none with a prefix; on
+embeddings and residuals, but not on attention weights, in fine-tuning.
+"""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from mingpt_prefix.batch import Encoded
+from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.model import GPT2
+
+# PEFT calls transformers in ways that it has deprecated.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+transformers.logging.set_verbosity_error()
+
+
+def build(ours: GPT2, config: TrainConfig) -> nn.Module:
+    """transformers' GPT-2 with the weights of `ours`; in prefix mode frozen, with PEFT's prefix."""
+    shape = ours.config
+    their_config = transformers.GPT2Config(
+        vocab_size=shape.vocab_size, n_positions=shape.n_positions, n_embd=shape.n_embd,
+        n_layer=shape.n_layer, n_head=shape.n_head, embd_pdrop=config.dropout,
+        resid_pdrop=config.dropout, attn_pdrop=0.0, attn_implementation="sdpa",
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(their_config)
+    weights = {f"transformer.{name}": p.float() for name, p in ours.state_dict().items()}
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    assert set(missing) <= {"lm_head.weight"}, missing  # tied to wte
+    if config.mode == "prefix":
+        prefix = peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=config.prefix_length,
+            prefix_projection=True, encoder_hidden_size=config.mid_dim,
+        )  # fmt: skip
+        model = peft.get_peft_model(model, prefix)
+    return model.to(ours.device)
+
+
+def prefix_weights(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's prefix encoder, under the names of our own."""
+    return model.prompt_encoder["default"].state_dict()
+
+
+def pad(examples: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels (B, S); -100 marks what is not predicted."""
+    rows = [e.ids for e in examples]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    contexts = torch.tensor([e.context for e in examples])
+    column = torch.arange(ids.shape[1])
+    real = column < lengths[:, None]
+    labels = ids.masked_fill(~real | (column < contexts[:, None]), -100)
+    batch = {"input_ids": ids, "attention_mask": real.long(), "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+class Stepper:
+    """One training step after another."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, total_steps: int) -> None:
+        self.model, self.config = model, config
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 1 - step / total_steps
+        )
+
+    def loss(self, examples: Sequence[Encoded]) -> Tensor:
+        """Mean over the batch's target tokens."""
+        device = self.trained[0].device
+        is_bf16 = self.config.dtype == "bf16"
+        with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
+            return self.model(**pad(examples, device)).loss
+
+    def step(self, examples: Sequence[Encoded]) -> Tensor:
+        self.model.train()
+        with record_function("forward"):
+            loss = self.loss(examples)
+        with record_function("backward"):
+            loss.backward()
+        with record_function("optimizer"):
+            nn.utils.clip_grad_norm_(self.trained, self.config.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()

@@ -1,0 +1,256 @@
+"""A training step of prefix-tuning against one of full fine-tuning, ours and, where they are
+installed (the `peers` extra), PEFT's and transformers', on the same batches in the same run.
+
+python bench/speed.py                             # GPT-2 small; on a GPU medium too
+python bench/speed.py --dtype bf16 --json bench/results/speed.json --picture speed.png
+
+Random weights serve for timing; the lengths are those of real E2E examples. The methods take turns
+batch after batch, so that a slow moment of the machine hits all of them. Where the time goes is
+from a pass of its own, under torch's profiler.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from arithmetic import matmul_rate, step_flops
+from report import speed_table
+
+from mingpt_prefix.batch import Encoded, batches
+from mingpt_prefix.config import MODELS, TrainConfig, recipe
+from mingpt_prefix.machine import machine_line, peak_memory
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.training import Trainer
+from mingpt_prefix.weights import choose_attention, choose_device
+
+HERE = Path(__file__).parent
+POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
+TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of losses, ours against theirs
+METHODS = ("prefix", "fine-tuning", "PEFT prefix", "transformers fine-tuning")
+
+
+@dataclass(frozen=True)
+class Args:
+    model: tuple[str, ...] = ()
+    """shapes to time; gpt2, and on a GPU gpt2-medium too"""
+    rounds: int = 7
+    """steps of each method that count, after two to warm up"""
+    batch_size: int = 10
+    prefix_length: int = 5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["auto", "triton", "reference"] = "auto"
+    quick: bool = False
+    """three rounds, and no memory"""
+    json: Path | None = None
+    picture: Path | None = None
+    memory_of: str | None = None
+    """print the peak memory in bytes of two steps of one method, and nothing else"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to take a training step; `run` returns its loss."""
+
+    name: str
+    mode: str
+    run: Callable[[Sequence[Encoded]], float | torch.Tensor]
+    optimizers: Sequence[torch.optim.Optimizer]
+
+    def state_bytes(self) -> int:
+        """Of the optimizer, once it has made a step."""
+        states = (state for each in self.optimizers for state in each.state.values())
+        tensors = (t for state in states for t in state.values() if torch.is_tensor(t))
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def examples(vocab_size: int) -> list[Encoded]:
+    """Random ids of E2E's lengths."""
+    lengths = json.loads((HERE / "e2e_lengths.json").read_text())["lengths"]
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Encoded(torch.randint(vocab_size, (context + target,), generator=generator), context)
+        for context, target in lengths
+    ]
+
+
+def configure(args: Args, model: str, mode: str) -> TrainConfig:
+    device = choose_device(args.device)
+    dtype = args.dtype if args.dtype != "auto" else "bf16" if device.type == "cuda" else "fp32"
+    given = {"batch_size": args.batch_size, "micro_batch_size": args.batch_size}
+    if mode == "prefix":
+        given["prefix_length"] = args.prefix_length
+    return TrainConfig(
+        mode=mode,
+        model=model,
+        data=("random",),
+        device=device.type,
+        dtype=dtype,
+        attention=choose_attention(args.attention, device, getattr(torch, _TORCH[dtype])),
+        max_steps=POSTER_STEPS,
+        **recipe(mode, False, **given),
+    )
+
+
+_TORCH = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def base(config: TrainConfig) -> GPT2:
+    """Random weights as GPT-2 draws them, held as train.py holds them."""
+    model = GPT2(MODELS[config.model], config.attention).initialize(0).to(config.device)
+    return model.to(getattr(torch, _TORCH[config.dtype])) if config.mode == "prefix" else model
+
+
+def make_method(args: Args, model: str, name: str, data: Sequence[Encoded]) -> Method:
+    """Raises ImportError for a peer that is not installed."""
+    mode = "prefix" if "prefix" in name else "finetune"
+    config = configure(args, model, mode)
+    if name in ("prefix", "fine-tuning"):
+        trainer = Trainer(config, base(config), data, [])
+        return Method(name, mode, lambda b: trainer.train_step(b, config.lr), trainer.optimizers)
+    import peers
+
+    stepper = peers.Stepper(peers.build(base(config), config), config, POSTER_STEPS)
+    return Method(name, mode, stepper.step, [stepper.optimizer])
+
+
+def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
+    """Loss of `batch` by ours and the peers with the same weights, prefix encoder and no dropout.
+
+    Raises AssertionError where they differ: then no time would mean anything.
+    """
+    import peers
+
+    losses = {}
+    for mode, ours, theirs in (
+        ("prefix", "prefix", "PEFT prefix"),
+        ("finetune", "fine-tuning", "transformers fine-tuning"),
+    ):
+        config = dataclasses.replace(configure(args, model, mode), dropout=0.0)
+        own = base(config)
+        peer = peers.build(own, config)
+        losses[theirs] = float(peers.Stepper(peer, config, 1).loss(batch).detach())
+        trainer = Trainer(config, own, batch, [])
+        if mode == "prefix":
+            trainer.trainable.load_state_dict(peers.prefix_weights(peer))
+        losses[ours] = trainer.train_step(batch, 0.0)
+        assert abs(losses[ours] - losses[theirs]) < TOLERANCE[config.dtype], losses
+    return losses
+
+
+def timed(method: Method, batch: Sequence[Encoded]) -> float:
+    """Seconds of one step, to the end of all its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    method.run(batch)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def shares(method: Method, batch: Sequence[Encoded]) -> dict[str, float]:
+    """Which shares of a step are forward, backward and optimizer; the rest is preparation."""
+    with torch.profiler.profile() as profile:
+        total = timed(method, batch)
+    labels = ("forward", "backward", "optimizer")
+    spent = {e.key: e.cpu_time_total / 1e6 for e in profile.key_averages() if e.key in labels}
+    return {label: spent.get(label, 0.0) / total for label in labels}
+
+
+def memory(args: Args, model: str, name: str) -> int | None:
+    """Peak bytes of a few steps in a process of their own."""
+    flags = ["--model", model, "--memory-of", name]
+    for field in ("batch_size", "prefix_length", "device", "dtype", "attention"):
+        flags += [f"--{field.replace('_', '-')}", str(getattr(args, field))]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def measure(args: Args, model: str) -> dict:
+    """All methods on one shape."""
+    data = examples(MODELS[model].vocab_size)
+    order = batches(len(data), args.batch_size, seed=0)
+    drawn = [[data[i] for i in next(order)] for _ in range(2 + (3 if args.quick else args.rounds))]
+    methods, losses = [], {}
+    try:
+        losses = check(args, model, drawn[0])
+        methods = [make_method(args, model, name, data) for name in METHODS]
+    except ImportError as error:
+        print(f"Without the peers ({error}): pip install 'mingpt-prefix[peers]'", file=sys.stderr)
+        methods = [make_method(args, model, name, data) for name in METHODS[:2]]
+    times: dict[str, list[float]] = {method.name: [] for method in methods}
+    for number, batch in enumerate(drawn):
+        for method in methods:
+            seconds = timed(method, batch)
+            if number >= 2:
+                times[method.name].append(seconds)
+    config = configure(args, model, "prefix")
+    rate = matmul_rate(choose_device(args.device), getattr(torch, _TORCH[config.dtype]))
+    rows = []
+    for method in methods:
+        flops = [step_flops(MODELS[model], b, method.mode, args.prefix_length) for b in drawn[2:]]
+        tokens = [sum(len(e.ids) for e in b) for b in drawn[2:]]
+        spent = times[method.name]
+        rows.append({
+            "method": method.name,
+            "seconds": spent,
+            "tokens_per_second": sum(tokens) / sum(spent),
+            "utilisation": sum(flops) / sum(spent) / rate,
+            "shares": shares(method, drawn[-1]),
+            "optimizer_bytes": method.state_bytes(),
+            "peak_memory": None if args.quick else memory(args, model, method.name),
+            "poster_minutes": POSTER_STEPS * statistics.median(spent) / 60,
+            "flops": statistics.fmean(flops),
+        })  # fmt: skip
+    return {
+        "model": model,
+        "dtype": config.dtype,
+        "attention": config.attention,
+        "batch_size": args.batch_size,
+        "prefix_length": args.prefix_length,
+        "matmul_flops_per_second": rate,
+        "losses": losses,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    on_gpu = choose_device(args.device).type == "cuda"
+    models = args.model or (("gpt2", "gpt2-medium") if on_gpu else ("gpt2",))
+    if args.memory_of is not None:
+        data = examples(MODELS[models[0]].vocab_size)
+        method = make_method(args, models[0], args.memory_of, data)
+        for start in (0, args.batch_size):
+            method.run(data[start : start + args.batch_size])
+        print(peak_memory(choose_device(args.device)))
+        return
+    record = {
+        "command": " ".join(["python bench/speed.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": machine_line(),
+        "shapes": [measure(args, model) for model in models],
+    }
+    print(speed_table(record))
+    if args.json is not None:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    if args.picture is not None:
+        from pictures import speed_chart
+
+        speed_chart(record, args.picture)
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
