@@ -4,6 +4,7 @@ python train.py --mode prefix
 python train.py --mode finetune --model gpt2 --data e2e
 python train.py --mode pretrain --model gpt2 --data english.txt.xz
 python train.py --resume runs/prefix-tiny-1
+torchrun --nproc-per-node 2 train.py --mode finetune
 """
 
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
-from mingpt_prefix.config import MODELS, TrainConfig, to_json
+from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.console import (
     parse,
     run_script,
@@ -21,39 +22,35 @@ from mingpt_prefix.console import (
     summary,
     training_bar,
 )
+from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.machine import peak_memory
-from mingpt_prefix.model import GPT2
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
 from mingpt_prefix.tasks import Task, fingerprint, load_task, save_trained, score_kept
 from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_model
+from mingpt_prefix.weights import load_base
 
 SAVE_EVERY_S = 300.0
 EXAMPLE_TABLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 
 
-def load_base(config: TrainConfig) -> GPT2:
-    """What the run starts from: in prefix mode frozen in the compute dtype, else in float32."""
-    if config.mode == "pretrain" and config.model in MODELS:
-        return (
-            GPT2(MODELS[config.model], config.attention).initialize(config.seed).to(config.device)
-        )
-    dtype = config.dtype if config.mode == "prefix" else "fp32"
-    return load_model(config.model, config.device, dtype, config.attention)
+def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) -> RunFolder | None:
+    """A new run's folder, with the score before training; or the old one, where it left off.
 
-
-def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) -> RunFolder:
-    """A new run's folder, with the score before training; or the old one, where it left off."""
+    None on every rank but the first, which alone writes.
+    """
     data = fingerprint(task.train_set)
     if args.resume:
         if read_run(args.resume).get("data") != data:
             raise CheckpointError(f"{args.resume}: the data is not what the run began with")
         if checkpoint := load_newest(RunFolder(args.resume).checkpoints):
             trainer.restore(checkpoint)
-        return RunFolder.reopen(args.resume, trainer.step)
+        trainer.world.wait()  # until all have read it
+        return RunFolder.reopen(args.resume, trainer.step) if trainer.world.is_main else None
+    if not trainer.world.is_main:
+        return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), "data": data, "result": None}
     run = RunFolder.create(folder, content)
@@ -64,11 +61,13 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     return run
 
 
-def train(trainer: Trainer, run: RunFolder) -> int:
+def train(trainer: Trainer, run: RunFolder | None) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     pending, saved_at = [], time.monotonic()
 
     def save() -> None:
+        if run is None:
+            return
         run.log(pending)
         pending.clear()
         save_checkpoint(run.checkpoints, trainer.step, *trainer.state())
@@ -79,14 +78,15 @@ def train(trainer: Trainer, run: RunFolder) -> int:
             show(progress)
             # Without a dev set the last is the best.
             is_last = trainer.step == trainer.total_steps
-            if progress.is_best or (is_last and not trainer.dev_set):
+            if run is not None and (progress.is_best or (is_last and not trainer.dev_set)):
                 save_trained(trainer, run)
             is_due = time.monotonic() - saved_at > SAVE_EVERY_S
-            if progress.dev_loss is not None or is_last or is_due or caught:
+            number = trainer.world.largest(caught[0] if caught else 0)  # all stop at one step
+            if progress.dev_loss is not None or is_last or is_due or number:
                 save()
                 saved_at = time.monotonic()
-            if caught:
-                return caught[0]
+            if number:
+                return number
     return 0
 
 
@@ -116,27 +116,33 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
         say(f'Next: python sample.py --run {run.path}{base} --table "{EXAMPLE_TABLE}"')
 
 
-def run_training(argv: Sequence[str] | None) -> int:
-    args = parse(TrainArgs, argv, "train.py", __doc__)
+def run_training(args: TrainArgs, world: World) -> int:
     config, why = resume(args) if args.resume else resolve(args)
     say(why)
     model = load_base(config)
     task = load_task(config, model.config)
-    trainer = Trainer(config, model, task.train_set, task.dev_set)
+    trainer = Trainer(config, model, task.train_set, task.dev_set, world)
     say(summary(trainer))
     run = begin(config, args, trainer, task)
     started = time.monotonic()
-    if number := train(trainer, run):
+    number = train(trainer, run)
+    if run is not None and number:
         say(f"Stopped after step {trainer.step}, and saved. To go on:")
         say(f"python train.py --resume {run.path}")
-        return 128 + number
-    report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
-    return 0
+    elif run is not None:
+        report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
+    return 128 + number if number else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole run; returns the exit code."""
-    return run_script("train.py", lambda: run_training(argv))
+
+    def run() -> int:
+        args = parse(TrainArgs, argv, "train.py", __doc__)
+        with join() as world:
+            return run_training(args, world)
+
+    return run_script("train.py", run)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,21 @@ of a step depend on (seed, step) alone, which makes resuming exact.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.profiler import record_function
 
-from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, batches, pack
+from mingpt_prefix.batch import Encoded, PrefixKV, batches
 from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers
 from mingpt_prefix.prefix import PrefixEncoder
+from mingpt_prefix.step import TrainStep
 
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
 
@@ -63,14 +63,17 @@ class Trainer:
         model: GPT2,
         train_set: Sequence[Encoded],
         dev_set: Sequence[Encoded],
+        world: World = ALONE,
     ) -> None:
-        self.config, self.model, self.train_set = config, model, train_set
+        self.config, self.model, self.train_set, self.world = config, model, train_set, world
         self.dev_set = dev_set[:: -(-len(dev_set) // MAX_DEV) or 1]
         self.step, self.best_loss, self.best_step = 0, math.inf, 0
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
         self._choose_trainable()
         self._check_positions()
+        encoder = self.trainable if config.mode == "prefix" else None
+        self.gradients = TrainStep(config, model, encoder, world)
         self.optimizers = make_optimizers(self.trainable, config)
 
     @property
@@ -144,27 +147,13 @@ class Trainer:
     def train_step(self, examples: Sequence[Encoded], lr: float) -> float:
         """One optimizer step at the learning rate `lr`; returns its loss, in nats a token.
 
-        Gradients add up over the micro-batches. Raises TrainingError as `steps`.
+        Raises TrainingError as `steps`.
         """
         config = self.config
         self.model.train()
-        torch.manual_seed(config.seed * 1_000_003 + self.step)  # for dropout
-        prefix, rows = (self.trainable() if config.mode == "prefix" else None), None
-        if prefix is not None:
-            # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
-            rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
-        n_targets = sum(e.n_targets for e in examples)
-        loss = torch.zeros((), device=self.model.device)
-        for start in range(0, len(examples), config.micro_batch_size):
-            batch = pack(examples[start : start + config.micro_batch_size], self.prefix_length)
-            with record_function("forward"):
-                part = self._summed_loss(batch.to(self.model.device), rows) / n_targets
-            with record_function("backward"):
-                part.backward()
-            loss += part.detach()
-        if prefix is not None:
-            with record_function("backward"):
-                prefix.kv.backward(rows.kv.grad)
+        # For dropout: ranks draw masks of their own.
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * self.world.size + self.world.rank)
+        loss = self.gradients.backward(examples)
         norm = nn.utils.clip_grad_norm_(self.trainable.parameters(), config.clip)
         if not torch.isfinite(loss + norm):
             what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
@@ -177,31 +166,10 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
         return float(loss)
 
-    def _summed_loss(self, batch: PackedBatch, prefix: PrefixKV | None) -> Tensor:
-        """Cross-entropy in nats summed over the batch's targets, the head run on those alone."""
-        model = self.model
-        trains_weights = self.config.mode != "prefix"
-        with (
-            torch.autocast(model.device.type, torch.bfloat16)
-            if trains_weights and self.config.dtype == "bf16"
-            else nullcontext()
-        ):
-            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
-            logits = model.head(hidden[batch.target_index])  # (M, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
-
-    @torch.no_grad()
     def dev_loss(self) -> float:
         """Mean loss over the targets of the dev set, in nats."""
         self.model.eval()
-        prefix = self.folded_prefix()
-        size = max(self.config.micro_batch_size, 32)
-        total = 0.0
-        for start in range(0, len(self.dev_set), size):
-            batch = pack(self.dev_set[start : start + size], self.prefix_length)
-            total += float(self._summed_loss(batch.to(self.model.device), prefix))
-        return total / sum(e.n_targets for e in self.dev_set)
+        return self.gradients.mean_loss(self.dev_set, self.folded_prefix())
 
     def folded_prefix(self) -> PrefixKV | None:
         """The prefix as plain rows; None in the other modes."""

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mingpt_prefix import hub, kernels, tiny
-from mingpt_prefix.config import MODELS
+from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.errors import ConfigError, WeightsError
 from mingpt_prefix.files import sync_folder
 from mingpt_prefix.folder import (
@@ -80,6 +80,18 @@ def load_model(
     model.load_state_dict(tensors, assign=True)
     model.name, model.fingerprint = name, digest.hexdigest()
     return model.requires_grad_(False).eval()
+
+
+def load_base(config: TrainConfig) -> GPT2:
+    """What a run starts from: in prefix mode frozen in the compute dtype, else in float32.
+
+    Raises as `load_model`; a known name in pretraining means its shape with fresh weights.
+    """
+    if config.mode == "pretrain" and config.model in MODELS:
+        fresh = GPT2(MODELS[config.model], config.attention).initialize(config.seed)
+        return fresh.to(config.device)
+    dtype = config.dtype if config.mode == "prefix" else "fp32"
+    return load_model(config.model, config.device, dtype, config.attention)
 
 
 def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:

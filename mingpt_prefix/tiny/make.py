@@ -4,7 +4,8 @@
 
 1. the vocabulary, from the mixture and the English text;
 2. the base, pretrained on both, then on a mixture in which tables of one style follow each other,
-   with the last of the English text; it never sees the sample data set;
+   then on one whose domains are coined for their documents, each time with the last of the English
+   text; it never sees the sample data set;
 3. the prefix that is shipped with it, trained on the sample data set as `make train` does.
 
 What a stage has left in DIR is used by a second call, so that it goes on where the first ended.
@@ -27,9 +28,11 @@ from mingpt_prefix.weights import load_model, save_model
 
 PLAIN = ("--documents", "150000", "--seed", "0")
 IN_RUNS = ("--documents", "80000", "--seed", "1", "--longest-run", "4")
-TAIL_BYTES = 8_000_000  # of English in the second stage, so that it is not forgotten
+COINED = ("--documents", "60000", "--seed", "2", "--longest-run", "6", "--coined", "0.75")
+TAIL_BYTES = 8_000_000  # of English in the later stages, so that it is not forgotten
 FIRST_STAGE = ("--max-steps", "3000")
 SECOND_STAGE = ("--max-steps", "4000", "--lr", "2e-3", "--block-size", "384", "--batch-size", "6")
+THIRD_STAGE = ("--max-steps", "4200", "--lr", "2e-3", "--block-size", "448", "--batch-size", "6")
 
 
 def train(*flags: str) -> None:
@@ -52,22 +55,27 @@ def write_tail(texts: Sequence[Path], out: Path) -> None:
 def make(english: Sequence[Path], work: Path) -> None:
     """All three stages."""
     work.mkdir(parents=True, exist_ok=True)
-    mixed, in_runs, tail = (work / f"{name}.txt" for name in ("mixture", "in-runs", "tail"))
-    first, base, prefix = (work / name for name in ("first", "base", "prefix"))
+    names = ("mixture", "in-runs", "coined", "tail")
+    mixed, in_runs, coined, tail = (work / f"{name}.txt" for name in names)
+    first, second, base, prefix = (work / name for name in ("first", "second", "base", "prefix"))
     texts = [str(path) for path in english]
     if not tail.exists():
         mixture.main([*PLAIN, "--out", str(mixed)])
         mixture.main([*IN_RUNS, "--out", str(in_runs)])
         make_vocab.main(["--data", str(mixed), *texts])
+        mixture.main([*COINED, "--out", str(coined)])  # its words are the vocabulary's
         write_tail(english, tail)
     pretrain = ("--mode", "pretrain", "--dtype", "bf16", "--evals", "16")
     if not first.exists():
         data = ("--data", *texts, str(mixed))
         train(*pretrain, "--model", "tiny", *data, *FIRST_STAGE, "--out", str(first))
-    if not base.exists():
-        data = ("--data", str(in_runs), str(tail))
-        start = str(first / "model")
-        train(*pretrain, "--model", start, *data, *SECOND_STAGE, "--out", str(base))
+    for start, end, mix, stage in (
+        (first, second, in_runs, SECOND_STAGE),
+        (second, base, coined, THIRD_STAGE),
+    ):
+        if not end.exists():
+            data = ("--data", str(mix), str(tail))
+            train(*pretrain, "--model", str(start / "model"), *data, *stage, "--out", str(end))
     save_model(load_model(base / "model", "cpu", "fp32"), tiny.MODEL, torch.float16)
     train("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--out", str(prefix))
     shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)

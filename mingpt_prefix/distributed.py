@@ -1,0 +1,81 @@
+"""Several processes that train one run, each on its share of every batch.
+
+    torchrun --nproc-per-node 2 train.py --mode prefix
+
+`join` reads what torchrun puts in the environment. Rank 0 alone writes files and the terminal. The
+losses are those of a single process, but for the order in which numbers are added (and dropout,
+whose masks are each rank's own).
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's number among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of `items`: all ranks' parts together are all, each once."""
+        return list(items[self.rank :: self.size])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, on all of them."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers, on all of them."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+
+ALONE = World()
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The world that torchrun set up, or `ALONE`; ranks but the first print nothing."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Both: small tensors on the CPU are exchanged too.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend)
+    world, stdout = World(dist.get_rank(), dist.get_world_size()), sys.stdout
+    try:
+        if not world.is_main:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        yield world
+    finally:
+        sys.stdout = stdout
+        dist.destroy_process_group()

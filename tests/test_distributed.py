@@ -1,0 +1,86 @@
+"""Two ranks on the CPU: the losses of a single process, files written once, stopping together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from mingpt_prefix.distributed import ALONE, World
+
+ROOT = Path(train.__file__).parent
+QUICK = ["--device", "cpu", "--epochs", "2", "--evals", "2", "--dropout", "0"]
+
+
+def start(ranks: int, *flags: str) -> subprocess.Popen:
+    script = str(ROOT / "train.py")
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(engine if ranks > 1 else []), script, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    return said
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# 38 training rows: batches of 3 give one rank 2 and the other 1, and the last batch of 2 one each;
+# batches of 37 leave a last one of a single row, of which the second rank has none.
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mode", "prefix", "--batch-size", "3"],
+        ["--mode", "prefix", "--batch-size", "37", "--micro-batch-size", "7"],
+        ["--mode", "finetune", "--batch-size", "3"],
+        ["--mode", "finetune", "--batch-size", "37", "--micro-batch-size", "7"],
+    ],
+    ids=lambda flags: "-".join(flags[1::2]),
+)
+def test_two_ranks_give_the_losses_of_one(flags, small_model, small_data, tmp_path: Path) -> None:
+    flags = [*flags, "--model", str(small_model), "--data", str(small_data), *QUICK]
+    processes = [start(n, *flags, "--out", str(tmp_path / str(n))) for n in (1, 2)]
+    alone, together = (finish(process) for process in processes)
+    one, two = log(tmp_path / "1"), log(tmp_path / "2")
+    assert len(one) == len(two) > 1
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        assert right == pytest.approx(left, abs=1e-5)
+    assert together.count("Training ") == alone.count("Training ") == 1
+    assert together.count("Written: ") == 1
+
+
+def test_a_signal_stops_both_and_resuming_ends_at_the_same_losses(
+    small_model, small_data, tmp_path: Path
+) -> None:
+    flags = ["--mode", "prefix", "--model", str(small_model), "--data", str(small_data), *QUICK]
+    flags += ["--batch-size", "3", "--epochs", "40"]
+    finish(start(2, *flags, "--out", str(tmp_path / "whole")))
+    process = start(2, *flags, "--out", str(tmp_path / "cut"))
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert "Stopped after step" in rest
+    finish(start(2, "--resume", str(tmp_path / "cut")))
+    assert log(tmp_path / "cut") == log(tmp_path / "whole")
+    whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_shares() -> None:
+    parts = [World(rank, 3).share(range(8)) for rank in range(3)]
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert ALONE.share("ab") == ["a", "b"] and ALONE.is_main and ALONE.largest(3) == 3
