@@ -66,7 +66,8 @@ class TrainConfig:
     starts. `dropout` acts on embeddings and residuals when the model itself is trained.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
-    window, in tokens; `max_steps` 0 means: as many as `epochs` has.
+    window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
+    for memory: activations are computed again in backward.
     """
 
     mode: Mode
@@ -89,6 +90,7 @@ class TrainConfig:
     max_steps: int = 0
     evals: int = 5
     block_size: int = 256
+    grad_checkpoint: bool = False
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -125,7 +127,7 @@ class TrainConfig:
 
     def learning_settings(self) -> dict:
         """What shaped the weights learned, without names of folders, devices or files."""
-        left_out = ("model", "data", "device", "attention", "evals", "block_size")
+        left_out = "model data device attention evals block_size grad_checkpoint".split()
         return {name: value for name, value in to_json(self).items() if name not in left_out}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mingpt_prefix import kernels
 from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
@@ -73,11 +74,13 @@ class GPT2(nn.Module):
     """The model. `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
 
     `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
+    `grad_checkpoint`: backward computes each block again, so that only its input is kept till then.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout
+        self.grad_checkpoint = False
         self.name, self.fingerprint = "", ""  # where its weights come from: see `weights`
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
@@ -102,8 +105,10 @@ class GPT2(nn.Module):
     def trunk(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (T, C) of tokens (T,) at positions (T,), with the caller's attention."""
         x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+        again = self.grad_checkpoint and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
-            x = block(x, layer, attend, self.dropout)
+            inputs = (x, layer, attend, self.dropout)
+            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         return self.ln_f(x)
 
     def bind_attention(self, n_tokens: int, layout: Layout, prefix: PrefixKV | None) -> Attend:

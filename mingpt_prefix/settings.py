@@ -64,6 +64,8 @@ class TrainArgs:
     """how many dev losses are taken, evenly spaced"""
     block_size: int | None = None
     """tokens in a window of pretraining"""
+    grad_checkpoint: bool = False
+    """compute activations again in backward: less memory, a quarter more time or so"""
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

@@ -84,6 +84,7 @@ class Trainer:
         config, model = self.config, self.model
         model.requires_grad_(config.mode != "prefix")
         model.dropout = 0.0 if config.mode == "prefix" else config.dropout
+        model.grad_checkpoint = config.grad_checkpoint
         self.trainable: nn.Module = model
         if config.mode == "prefix":
             self.trainable = PrefixEncoder(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mingpt_prefix.batch import Encoded
+from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
@@ -138,6 +138,28 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         next(steps)
     assert str(caught.value).isprintable()
     assert learned(trainer) == before
+
+
+@MODES
+def test_gradient_checkpoints_change_nothing(config: TrainConfig) -> None:
+    plain, again = make(config), make(replace(config, grad_checkpoint=True))
+    assert losses(plain) == losses(again) and learned(plain) == learned(again)
+
+
+def test_gradient_checkpoints_keep_less() -> None:
+    kept = []
+    for flag in (False, True):
+        trainer, sizes = make(replace(PREFIX, grad_checkpoint=flag)), []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            batch = pack(trainer.train_set[:6], PREFIX.prefix_length)
+            trainer.gradients.summed_loss(batch, trainer.trainable())
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
 
 
 @pytest.mark.parametrize("length", [20, 21])
