@@ -1,0 +1,86 @@
+"""kill -9 at random moments, again and again: the run ends at the bytes of an undisturbed one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+ROOT = Path(train.__file__).parent
+COMBINATIONS = [(mode, ranks) for mode in ("prefix", "finetune") for ranks in (1, 2)]
+
+
+def start(ranks: int, *flags: str) -> subprocess.Popen:
+    """train.py, in a process group of its own."""
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(engine if ranks > 1 else []), str(ROOT / "train.py"), *flags]
+    threads = "1" if ranks > 1 else str(torch.get_num_threads())
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    complaints = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, complaints
+
+
+def is_over(folder: Path) -> bool:
+    return json.loads((folder / "run.json").read_text())["result"] is not None
+
+
+def killed(process: subprocess.Popen, folder: Path, delay: float) -> None:
+    """Wait till a step has been saved since the start, then `delay` seconds more, and kill all."""
+    log, before = folder / "log.jsonl", time.time()
+    while process.poll() is None:
+        if log.exists() and log.stat().st_mtime > before:
+            time.sleep(delay)
+            break
+        time.sleep(0.01)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def kill_and_resume(mode, ranks, kills, small_model, small_data, tmp_path) -> None:
+    flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data)]
+    flags += ["--device", "cpu", "--batch-size", "8", "--micro-batch-size", "3"]
+    epochs = str(20 * kills)  # of 5 steps, with a save after each
+    flags += ["--epochs", epochs, "--evals", epochs]
+    finish(start(ranks, *flags, "--out", str(tmp_path / "whole")))
+    cut, rng = tmp_path / "cut", random.Random(kills)
+    process = start(ranks, *flags, "--out", str(cut))
+    for _ in range(kills):
+        killed(process, cut, rng.uniform(0, 0.3))
+        assert not is_over(cut)
+        process = start(ranks, "--resume", str(cut))
+    finish(process)
+    kept = "prefix.safetensors" if mode == "prefix" else "model/model.safetensors"
+    assert (cut / kept).read_bytes() == (tmp_path / "whole" / kept).read_bytes()
+    assert (cut / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+    left = [path.name for path in cut.rglob("*") if ".part" in path.name]
+    assert not left and len(list((cut / "checkpoint").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("mode", "ranks"), COMBINATIONS[::2])
+def test_three_kills(mode: str, ranks: int, small_model, small_data, tmp_path: Path) -> None:
+    kill_and_resume(mode, ranks, 3, small_model, small_data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "ranks"), COMBINATIONS)
+def test_twenty_kills(mode: str, ranks: int, small_model, small_data, tmp_path: Path) -> None:
+    kill_and_resume(mode, ranks, 20, small_model, small_data, tmp_path)
