@@ -27,9 +27,10 @@ from arithmetic import matmul_rate, step_flops
 from report import speed_table
 
 from mingpt_prefix.batch import Encoded, batches
-from mingpt_prefix.config import MODELS, TrainConfig, recipe
+from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.machine import machine_line, peak_memory
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.recipes import recipe
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import choose_attention, choose_device
 

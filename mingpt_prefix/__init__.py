@@ -18,7 +18,7 @@ _MODULES = {
     "TableError": "errors",
     "generate": "decoding",
     "load_model": "weights",
-    "load_prefix": "prefix",
+    "load_prefix": "prefix_file",
     "parse_table": "tables",
     "score": "metrics",
 }

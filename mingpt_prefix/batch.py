@@ -182,8 +182,12 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
     return index + (shift - layout.seq_starts[:-1]).repeat_interleave(lengths.long())
 
 
-def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> PackedBatch:
-    """Examples one after the other, all with prefix 0 of `prefix_length` rows in front, or none.
+def pack(
+    examples: Sequence[Encoded], prefix_length: int | None = None, placement: str = "prefix"
+) -> PackedBatch:
+    """Examples one after the other, all with prefix 0 of `prefix_length` rows, or none.
+
+    As an infix it is seen from the last given token on, and moves no positions.
 
     Raises:
         ValueError: for no examples.
@@ -191,9 +195,11 @@ def pack(examples: Sequence[Encoded], prefix_length: int | None = None) -> Packe
     if not examples:
         raise ValueError("examples: expected at least one")
     lengths = [len(e.ids) for e in examples]
-    has_prefix = prefix_length is not None
-    layout = make_layout(lengths, [0] * len(examples) if has_prefix else None)
-    positions = make_positions(layout, torch.tensor([prefix_length]) if has_prefix else None)
+    ids = None if prefix_length is None else [0] * len(examples)
+    first = [e.context - 1 for e in examples] if placement == "infix" else None
+    layout = make_layout(lengths, ids, first)
+    in_front = prefix_length is not None and placement == "prefix"
+    positions = make_positions(layout, torch.tensor([prefix_length]) if in_front else None)
     if any(e.offset for e in examples):
         positions += torch.tensor([e.offset for e in examples]).repeat_interleave(
             torch.tensor(lengths)

@@ -1,7 +1,4 @@
-"""Every setting, as frozen dataclasses: the model's shape, the recipe of a training run.
-
-The recipes are those of Li & Liang (2021) for E2E, with 5 prefix rows; `tiny` has its own.
-"""
+"""Every setting, as frozen dataclasses: the model's shape, a training run, sampling."""
 
 import dataclasses
 import math
@@ -13,6 +10,9 @@ from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
+Placement = Literal["prefix", "infix"]
+Depth = Literal["all", "embedding"]
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
 MAX_SEED = 2**31 - 1
 
 
@@ -63,7 +63,11 @@ class TrainConfig:
 
     `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
     all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
-    starts. `dropout` acts on embeddings and residuals when the model itself is trained.
+    starts. `placement` infix: only what is to be predicted sees the rows, not the table. `depth`
+    embedding: the rows are the keys and values of P learned embeddings, run through the frozen
+    model. `init_text`: the rows begin as the keys and values of these words. `prefix_dropout` acts
+    on the rows, `dropout` on embeddings and residuals when the model itself is trained.
+    `limit_examples` 0 means: all of the training set; else as many, drawn by the seed.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
     window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
@@ -81,6 +85,10 @@ class TrainConfig:
     reparam: bool = True
     mid_dim: int = 512
     init_scale: float = 1.0
+    placement: Placement = "prefix"
+    depth: Depth = "all"
+    init_text: str = ""
+    prefix_dropout: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
@@ -88,6 +96,7 @@ class TrainConfig:
     clip: float = 1.0
     warmup: float = 0.0
     max_steps: int = 0
+    limit_examples: int = 0
     evals: int = 5
     block_size: int = 256
     grad_checkpoint: bool = False
@@ -97,7 +106,13 @@ class TrainConfig:
     attention: str = "reference"
 
     def __post_init__(self):
-        choices = (("mode", Mode), ("optimizer", Optimizer), ("dtype", Literal["fp32", "bf16"]))
+        choices = (
+            ("mode", Mode),
+            ("optimizer", Optimizer),
+            ("placement", Placement),
+            ("depth", Depth),
+            ("dtype", Literal["fp32", "bf16"]),
+        )
         for name, kind in choices:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
@@ -105,7 +120,7 @@ class TrainConfig:
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{flag_name(name)} must be positive, not {getattr(self, name)}")
-        for name in ("prefix_length", "weight_decay", "max_steps", "seed"):
+        for name in ("prefix_length", "weight_decay", "max_steps", "limit_examples", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(
                     f"{flag_name(name)} must not be negative, not {getattr(self, name)}"
@@ -117,7 +132,7 @@ class TrainConfig:
             raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
-        for name in ("dropout", "warmup"):
+        for name in ("dropout", "prefix_dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if self.optimizer == "muon" and self.mode == "prefix":
@@ -129,40 +144,6 @@ class TrainConfig:
         """What shaped the weights learned, without names of folders, devices or files."""
         left_out = "model data device attention evals block_size grad_checkpoint".split()
         return {name: value for name, value in to_json(self).items() if name not in left_out}
-
-
-_POSTER = dict(epochs=5, batch_size=10, micro_batch_size=10)
-_PRETRAIN = dict(
-    epochs=1,
-    batch_size=16,
-    micro_batch_size=16,
-    optimizer="muon",
-    weight_decay=0.1,
-    betas=(0.9, 0.95),
-    warmup=0.02,
-    evals=10,
-)
-RECIPES: dict[Mode, dict] = {
-    "prefix": dict(_POSTER, lr=8e-5, prefix_length=5),
-    "finetune": dict(_POSTER, lr=5e-5, dropout=0.1),
-    "pretrain": dict(_PRETRAIN, lr=6e-4),
-}
-# Small models want a longer prefix, and many steps: two epochs take two cores less than 3 minutes.
-_TINY = dict(epochs=2, batch_size=4, micro_batch_size=4, evals=3)
-TINY_RECIPES: dict[Mode, dict] = {
-    "prefix": dict(_TINY, lr=3e-3, warmup=0.05, prefix_length=100, init_scale=3.0),
-    "finetune": dict(_TINY, lr=1e-3),
-    "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8),
-}
-
-
-def recipe(mode: Mode, tiny: bool, **overrides) -> dict:
-    """The recipe's settings for `mode`; those of `overrides` that are not None replace them."""
-    chosen = dict((TINY_RECIPES if tiny else RECIPES)[mode])
-    chosen.update({name: value for name, value in overrides.items() if value is not None})
-    if overrides.get("micro_batch_size") is None:
-        chosen["micro_batch_size"] = min(chosen["micro_batch_size"], chosen["batch_size"])
-    return chosen
 
 
 def to_json(config) -> dict:

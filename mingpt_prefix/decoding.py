@@ -30,10 +30,12 @@ _NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt; its prefix (-1: none), how many new tokens it may get, the seed of its draws."""
+    """A prompt; its prefix (-1: none), and from which token on it is seen (None: it stands in
+    front); how many new tokens it may get, and the seed of their draws."""
 
     ids: list[int]
     prefix_id: int
+    prefix_from: int | None
     limit: int
     seed: int
 
@@ -43,6 +45,7 @@ def generate(
     prompts: Sequence[Sequence[int] | Tensor],
     prefix: PrefixKV | None = None,
     prefix_ids: Sequence[int] | Tensor | None = None,
+    prefix_from: Sequence[int] | Tensor | None = None,
     beams: int = 1,
     max_new_tokens: int = 100,
     length_penalty: float = 1.0,
@@ -55,7 +58,9 @@ def generate(
 ) -> list[list[int]]:
     """The new ids of each prompt, in the order of the prompts, without the end token.
 
-    `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all. `eos`:
+    `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all.
+    `prefix_from` (B,): the first token of each prompt that sees it, and it moves no positions then;
+    None means that it stands in front. `eos`:
     the model's own end token, another id, or None. One beam is greedy, or samples where there is a
     `temperature`, `top_k` or `top_p`; for more see `beam_search`. A prompt gets fewer than
     `max_new_tokens`, or none, where `n_positions` leave no room behind prefix and prompt.
@@ -74,7 +79,7 @@ def generate(
         raise ConfigError(f"batch-size must be positive, not {batch_size}")
     eos = model.config.eos_token_id if eos == "model" else _NO_TOKEN if eos is None else eos
     prefix = _fitting(model, prefix)
-    rows = _make_rows(model, prompts, prefix, prefix_ids, max_new_tokens, seed)
+    rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, max_new_tokens, seed)
     results: list[list[int]] = [[] for _ in rows]
     # Prompts of like length go together: their block tables are the narrowest.
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
@@ -110,6 +115,7 @@ def _make_rows(
     prompts: Sequence[Sequence[int] | Tensor],
     prefix: PrefixKV,
     prefix_ids: Sequence[int] | Tensor | None,
+    prefix_from: Sequence[int] | Tensor | None,
     max_new_tokens: int,
     seed: int | Sequence[int],
 ) -> list[_Row]:
@@ -118,7 +124,8 @@ def _make_rows(
         prefix_ids = [0 if len(prefix_lengths) > 1 else -1] * len(prompts)
     prefix_ids = torch.as_tensor(prefix_ids, dtype=torch.long).tolist()
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    for name, values in (("prefix-ids", prefix_ids), ("seed", seeds)):
+    first = [None] * len(prompts) if prefix_from is None else torch.as_tensor(prefix_from).tolist()
+    for name, values in (("prefix-ids", prefix_ids), ("prefix-from", first), ("seed", seeds)):
         if len(values) != len(prompts):
             raise ConfigError(f"{name}: {len(values)} values for {len(prompts)} prompts")
     if any(not -1 <= i < len(prefix_lengths) - 1 for i in prefix_ids):
@@ -126,12 +133,14 @@ def _make_rows(
     rows, times = [], Counter()
     for number, prompt in enumerate(prompts):
         ids = torch.as_tensor(prompt, dtype=torch.long).tolist()
-        room = config.n_positions - prefix_lengths[prefix_ids[number]] - len(ids)
+        in_front = prefix_lengths[prefix_ids[number]] if prefix_from is None else 0
+        room = config.n_positions - in_front - len(ids)
         _check_prompt(number, ids, room, config.vocab_size)
         key = (seeds[number], times[seeds[number], *ids], *ids)
         times[seeds[number], *ids] += 1
         row_seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-        rows.append(_Row(ids, prefix_ids[number], min(max_new_tokens, room), row_seed))
+        limit = min(max_new_tokens, room)
+        rows.append(_Row(ids, prefix_ids[number], first[number], limit, row_seed))
     return rows
 
 
@@ -150,7 +159,8 @@ def _generate_batch(
 ) -> list[list[int]]:
     prompts, prefix_ids = [row.ids for row in rows], [row.prefix_id for row in rows]
     room = [row.limit * decoding.beams for row in rows]
-    cache = KVCache(model, prompts, prefix, prefix_ids, room)
+    first = None if rows[0].prefix_from is None else [row.prefix_from for row in rows]
+    cache = KVCache(model, prompts, prefix, prefix_ids, room, first)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
         return search_beams(cache, decoding.beams, limits, eos, decoding.length_penalty)

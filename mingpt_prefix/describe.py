@@ -24,22 +24,25 @@ def describe(
     decoding: Decoding = GREEDY,
     text_format: str = TEXT_FORMAT,
     seeds: Sequence[int] | None = None,
+    placement: str = "prefix",
 ) -> list[str | TableError]:
     """One line of text a table, or what is wrong with it: a table may be too long.
 
-    `seeds` (one a table) are for sampling.
+    `seeds` (one a table) are for sampling; as an infix, the prefix is seen from the separator on.
 
     Raises:
         ConfigError: for a text format that this version does not know.
     """
     prompts = [encode_prompt(tokenizer, table, text_format) for table in tables]
-    rows = 0 if prefix is None else int(prefix.lengths[0])
+    is_infix = prefix is not None and placement == "infix"
+    rows = 0 if prefix is None or is_infix else int(prefix.lengths[0])
     room = model.config.n_positions - rows - 1  # for the prompt and one new token
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     new = generate(
         model,
         [prompts[i] for i in fitting],
         prefix,
+        prefix_from=[len(prompts[i]) - 1 for i in fitting] if is_infix else None,
         beams=decoding.beams,
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,

@@ -32,10 +32,16 @@ class KVCache:
         prefix: PrefixKV,
         prefix_ids: Sequence[int],
         limits: Sequence[int],
+        prefix_from: Sequence[int] | None = None,
     ):
-        """Run the prompts, packed. `limits` (B,): how many tokens can be appended to each."""
-        self.model, self.prefix = model, prefix
-        layout = make_layout([len(ids) for ids in prompts], prefix_ids).to(model.device)
+        """Run the prompts, packed.
+
+        `limits` (B,): how many tokens can be appended to each. `prefix_from` (B,): the first token
+        of each that sees its prefix, which then moves no positions; None: it stands in front.
+        """
+        self.model, self.prefix, self.in_front = model, prefix, prefix_from is None
+        layout = make_layout([len(ids) for ids in prompts], prefix_ids, prefix_from)
+        layout = layout.to(model.device)
         self.prefix_ids = layout.prefix_ids
         self.lengths = layout.seq_starts.diff().long()  # (B,)
         starts = layout.seq_starts[:-1, None]
@@ -52,7 +58,7 @@ class KVCache:
 
     def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The logits (B, V) after each prompt, and the positions (B,) of what comes next."""
-        lengths = self.prefix.lengths if len(self.prefix.lengths) else None
+        lengths = self.prefix.lengths if self.in_front and len(self.prefix.lengths) else None
         positions = make_positions(layout, lengths)
         attend = self.model.bind_attention(len(tokens), layout, self.prefix)
 
@@ -61,7 +67,7 @@ class KVCache:
             return attend(layer, qkv)
 
         last = layout.seq_starts[1:].long() - 1
-        hidden = self.model.trunk(tokens, positions, attend_and_keep)
+        hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
         return self._head(hidden[last]), positions[last] + 1
 
     def step(self, tokens: Tensor) -> None:
@@ -78,7 +84,7 @@ class KVCache:
             rows = (qkv, cache, self.table, self.lengths)
             return kernels.decode_attention(*rows, kv, starts, ids, self.model.attention)
 
-        hidden = self.model.trunk(tokens, self.positions, attend)
+        hidden = self.model.trunk(self.model.embed(tokens, self.positions), attend)
         self.lengths, self.positions = self.lengths + 1, self.positions + 1
         self.logits = self._head(hidden)
 

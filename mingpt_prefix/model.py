@@ -102,9 +102,12 @@ class GPT2(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    def trunk(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, C) of tokens (T,) at positions (T,), with the caller's attention."""
-        x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What goes into the first block, (T, C), for tokens (T,) at positions (T,)."""
+        return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
+
+    def trunk(self, x: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (T, C) from embeddings (T, C), with the caller's attention."""
         again = self.grad_checkpoint and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
             inputs = (x, layer, attend, self.dropout)
@@ -143,7 +146,8 @@ class GPT2(nn.Module):
 
         Raises ValueError for a prefix of another shape than the model's.
         """
-        return self.trunk(tokens, positions, self.bind_attention(len(tokens), layout, prefix))
+        attend = self.bind_attention(len(tokens), layout, prefix)
+        return self.trunk(self.embed(tokens, positions), attend)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden states (M, C): the token embedding, transposed."""

@@ -11,17 +11,20 @@ import tyro
 
 from mingpt_prefix.config import (
     MODELS,
+    Depth,
     Mode,
     ModelConfig,
     Optimizer,
+    Placement,
     TrainConfig,
     flag_name,
-    recipe,
     to_json,
 )
 from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
+from mingpt_prefix.prefix import text_tokens
+from mingpt_prefix.recipes import recipe
 from mingpt_prefix.runs import read_run
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import (
@@ -47,10 +50,20 @@ class TrainArgs:
     """rows in front of every layer's keys and values"""
     reparam: bool = True
     """train the rows through an embedding and an MLP (the paper's way), or directly"""
+    placement: Placement | None = None
+    """prefix: the table and the sentence see the rows; infix: the sentence alone"""
+    depth: Depth | None = None
+    """all: rows for every layer are learned; embedding: those of learned virtual tokens"""
+    init_text: str | None = None
+    """words whose keys and values the rows start from; their number is the length"""
+    prefix_dropout: float | None = None
+    """of the rows, in training"""
     lr: float | None = None
     epochs: float | None = None
     max_steps: int | None = None
     """end after so many steps, whatever --epochs says"""
+    limit_examples: int | None = None
+    """train on so many examples, drawn by the seed"""
     batch_size: int | None = None
     micro_batch_size: int | None = None
     """sequences at once; gradients add up to --batch-size"""
@@ -77,6 +90,7 @@ class TrainArgs:
     """go on with the run in this folder, exactly where it was saved"""
 
 
+_PREFIX_FLAGS = "prefix_length reparam placement depth init_text prefix_dropout".split()
 _CHOSEN = ("model", "data", "device", "dtype", "attention", "out", "resume", "mode")
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
@@ -91,17 +105,21 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     mode = args.mode or "prefix"
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
-    if mode != "prefix" and (args.prefix_length, args.reparam) != (None, True):
-        raise ConfigError(f"--prefix-length and --no-reparam are for --mode prefix, not {mode}")
+    if mode != "prefix" and any(getattr(args, n) != getattr(TrainArgs, n) for n in _PREFIX_FLAGS):
+        flags = ", ".join(f"--{flag_name(name)}" for name in _PREFIX_FLAGS)
+        raise ConfigError(f"{flags} are for --mode prefix, not {mode}")
     device = choose_device(args.device)
     model, why = (args.model, "as --model says") if args.model else _choose_model(device)
-    is_tiny = model_shape(model).tokenizer == "tiny"
+    shape = model_shape(model)
+    is_tiny = shape.tokenizer == "tiny"
     data = args.data or (("sample",) if is_tiny else ("e2e",))
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
     attention = choose_attention(args.attention, device, DTYPES[dtype])
     given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
+    if args.init_text is not None and args.prefix_length is None:
+        given["prefix_length"] = len(text_tokens(args.init_text, shape))
     config = TrainConfig(
         mode=mode,
         model=model,

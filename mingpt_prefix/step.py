@@ -20,7 +20,6 @@ from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixEncoder
 
 
 class SummedLoss(nn.Module):
@@ -51,7 +50,7 @@ class TrainStep:
         self,
         config: TrainConfig,
         model: GPT2,
-        encoder: PrefixEncoder | None = None,
+        encoder: nn.Module | None = None,
         world: World = ALONE,
     ) -> None:
         self.config, self.model, self.world = config, model, world
@@ -77,7 +76,7 @@ class TrainStep:
         loss = torch.zeros((), device=self.model.device)
         size = self.config.micro_batch_size
         for start in range(0, len(own), size):
-            batch = pack(own[start : start + size], self.rows).to(self.model.device)
+            batch = self._pack(own[start : start + size])
             with self._exchange_if(start + size >= len(own)):
                 with record_function("forward"):
                     part = self.trained_loss(batch, rows) * scale
@@ -88,6 +87,9 @@ class TrainStep:
             with record_function("backward"):
                 prefix.kv.backward(rows.kv.grad)
         return self.world.sum(loss) / self.world.size
+
+    def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
+        return pack(examples, self.rows, self.config.placement).to(self.model.device)
 
     def _exchange_if(self, is_last: bool) -> AbstractContextManager:
         """Ranks exchange gradients once a step, after the last micro-batch."""
@@ -101,6 +103,6 @@ class TrainStep:
         size, own = max(self.config.micro_batch_size, 32), self.world.share(examples)
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(own), size):
-            batch = pack(own[start : start + size], self.rows).to(self.model.device)
+            batch = self._pack(own[start : start + size])
             total += self.summed_loss(batch, prefix).cpu()
         return float(self.world.sum(total)) / sum(e.n_targets for e in examples)

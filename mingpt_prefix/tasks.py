@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mingpt_prefix.batch import Encoded, PrefixKV, encode_example
+from mingpt_prefix.batch import Encoded, PrefixKV, encode_example, epoch_order
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data import group_references, load_split
 from mingpt_prefix.describe import describe, one_line
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
+from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.runs import RunFolder
 from mingpt_prefix.tables import TEXT_FORMAT, format_table
@@ -62,16 +62,27 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
     if config.mode == "pretrain":
         paths = [Path(name) for name in config.data]
         return TextTask(read_corpus(paths, tokenizer, config.block_size, shape.n_positions))
-    return TableTask(config.data, tokenizer)
+    limit, seed = config.limit_examples, config.seed
+    return TableTask(config.data, tokenizer, limit, seed, config.placement)
 
 
 class TableTask:
     """Tables to sentences; scored by BLEU of greedy output for each dev table."""
 
-    def __init__(self, data: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        data: Sequence[str],
+        tokenizer: Tokenizer,
+        limit: int = 0,
+        seed: int = 0,
+        placement: str = "prefix",
+    ) -> None:
+        self.tokenizer, self.placement = tokenizer, placement
         dev = load_split(data, "dev")
-        self.train_set = [encode_example(tokenizer, e) for e in load_split(data, "train")]
+        examples = load_split(data, "train")
+        if limit:
+            examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
+        self.train_set = [encode_example(tokenizer, e) for e in examples]
         self.dev_set = [encode_example(tokenizer, e) for e in dev]
         self.dev_tables = group_references(dev)
 
@@ -82,7 +93,7 @@ class TableTask:
         # A table that leaves no room for a sentence is one said in no words.
         said = [
             text if isinstance(text, str) else ""
-            for text in describe(model, self.tokenizer, tables, prefix)
+            for text in describe(model, self.tokenizer, tables, prefix, placement=self.placement)
         ]
         value = bleu(said, [texts for _, texts in self.dev_tables])
         table, texts = self.dev_tables[0]
@@ -128,7 +139,7 @@ def save_trained(trainer: Trainer, run: RunFolder) -> None:
         fingerprint=model.fingerprint,
         length=config.prefix_length,
         text_format=TEXT_FORMAT,
-        placement="prefix",
+        placement=config.placement,
         training=config.learning_settings(),
     )
     save_prefix(run.prefix_file, prefix.kv, info)

@@ -25,7 +25,7 @@ from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers
-from mingpt_prefix.prefix import PrefixEncoder
+from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.step import TrainStep
 
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
@@ -87,14 +87,7 @@ class Trainer:
         model.grad_checkpoint = config.grad_checkpoint
         self.trainable: nn.Module = model
         if config.mode == "prefix":
-            self.trainable = PrefixEncoder(
-                model.config,
-                config.prefix_length,
-                config.mid_dim,
-                config.reparam,
-                config.seed,
-                config.init_scale,
-            ).to(model.device)
+            self.trainable = make_encoder(config, model).to(model.device)
 
     @property
     def n_trained(self) -> int:
@@ -152,6 +145,7 @@ class Trainer:
         """
         config = self.config
         self.model.train()
+        self.trainable.train()
         # For dropout: ranks draw masks of their own.
         torch.manual_seed((config.seed * 1_000_003 + self.step) * self.world.size + self.world.rank)
         loss = self.gradients.backward(examples)
@@ -177,7 +171,7 @@ class Trainer:
         if self.config.mode != "prefix":
             return None
         with torch.no_grad():
-            return self.trainable()
+            return self.trainable.eval()()
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """All that `restore` needs: tensors, and a JSON object."""

@@ -14,7 +14,7 @@ from mingpt_prefix.config import MODELS, Decoding, SampleConfig
 from mingpt_prefix.describe import describe
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixInfo, check_prefix, read_prefix
+from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
 from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
@@ -30,6 +30,7 @@ class Writer:
     prefix: PrefixKV | None
     text_format: str
     origin: str
+    placement: str = "prefix"
 
     def write(
         self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
@@ -42,7 +43,14 @@ class Writer:
             ConfigError: for a text format that this version does not know.
         """
         return describe(
-            self.model, self.tokenizer, tables, self.prefix, decoding, self.text_format, seeds
+            self.model,
+            self.tokenizer,
+            tables,
+            self.prefix,
+            decoding,
+            self.text_format,
+            seeds,
+            self.placement,
         )
 
 
@@ -83,7 +91,7 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
     if config.model is not None:
         raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
     model = _load(config, run.model_folder)
-    return _writer(model, None, TEXT_FORMAT, f"the model of {called}")
+    return _writer(model, None, None, f"the model of {called}")
 
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
@@ -100,7 +108,7 @@ def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
         check_prefix(info, kv, model)
     except PrefixError as error:
         raise PrefixError(f"{_shown(file)}: {error}") from None
-    return _writer(model, kv, info.text_format, f"{called} on {_shown(base)}")
+    return _writer(model, kv, info, f"{called} on {_shown(base)}")
 
 
 def _of_model(config: SampleConfig) -> Writer:
@@ -110,9 +118,9 @@ def _of_model(config: SampleConfig) -> Writer:
         if fitting is not None:
             called = f"the prefix {_shown(file)} (the newest for this model)"
             kv, info = fitting
-            return _writer(model, kv, info.text_format, f"{called} on {_shown(config.model)}")
+            return _writer(model, kv, info, f"{called} on {_shown(config.model)}")
     called = f"{_shown(config.model)} without a prefix (none was made for it)"
-    return _writer(model, None, TEXT_FORMAT, called)
+    return _writer(model, None, None, called)
 
 
 def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
@@ -128,7 +136,7 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
     return load_model(model, config.device, config.dtype, config.attention)
 
 
-def _writer(model: GPT2, prefix: PrefixKV | None, text_format: str, called: str) -> Writer:
+def _writer(model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str) -> Writer:
     if model.config.tokenizer is None:
         raise ConfigError("the model's config.json names no tokenizer")
     tokenizer = load_tokenizer(model.config.tokenizer)
@@ -137,7 +145,10 @@ def _writer(model: GPT2, prefix: PrefixKV | None, text_format: str, called: str)
         raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     where = f"on {model.device} ({dtype}, {model.attention} attention)"
-    return Writer(model, tokenizer, prefix, text_format, f"{called}, {where}")
+    origin = f"{called}, {where}"
+    if info is None:
+        return Writer(model, tokenizer, None, TEXT_FORMAT, origin)
+    return Writer(model, tokenizer, prefix, info.text_format, origin, info.placement)
 
 
 def _shown(name: object) -> str:

@@ -26,7 +26,7 @@ from mingpt_prefix.decoding import generate
 from mingpt_prefix.describe import one_line
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixInfo, load_prefix, save_prefix
+from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.runs import newest_finished, read_run
 from mingpt_prefix.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.tokenizer import load_tokenizer

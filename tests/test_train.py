@@ -13,7 +13,7 @@ import torch
 
 import train
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.prefix import read_prefix
+from mingpt_prefix.prefix_file import read_prefix
 from mingpt_prefix.weights import fingerprint, load_model
 
 ROOT = Path(train.__file__).parent

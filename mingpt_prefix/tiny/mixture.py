@@ -75,7 +75,7 @@ class Style:
     def __init__(self, rng: Random, free: bool = False) -> None:
         free = free and rng.random() < 0.6
         self.format = Separators(rng) if free else FORMATS[pick(rng, tuple(FORMATS))]
-        self.spell = SPELLINGS[0] if free and rng.random() < 0.5 else pick(rng, SPELLINGS)
+        self.spell = SPELLINGS[0] if free and rng.random() < 0.75 else pick(rng, SPELLINGS)
         self.label = pick(rng, LABELS) if rng.random() < 0.35 else ""
 
     def write(self, rows: Rows) -> str:

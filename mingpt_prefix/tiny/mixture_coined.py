@@ -65,16 +65,16 @@ def term(rng: Random) -> str:
 
 
 def _terms(rng: Random) -> str:
-    return term(rng) if rng.random() < 0.65 else f"{term(rng)} {term(rng)}"
+    return term(rng) if rng.random() < 0.75 else f"{term(rng)} {term(rng)}"
 
 
 def _worded(rng: Random, form: str, name: str) -> str:
-    """`form` with its holes filled; two holes in five name the slot itself."""
+    """`form` with its holes filled; every other hole names the slot itself."""
 
     def fill(hole: re.Match[str]) -> str:
         if hole[0] == "P":
             return v.pick(rng, _PREPOSITIONS)
-        return name if rng.random() < 0.4 else term(rng)
+        return name if rng.random() < 0.5 else term(rng)
 
     return _HOLE.sub(fill, form)
 
