@@ -25,3 +25,25 @@ def speed_chart(record: dict, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[-1].set_xlabel("a training step, median (ms)")
     figure.savefig(path, dpi=120)
+
+
+def length_curve(record: dict, path: Path) -> None:
+    """BLEU by the number of prefix rows, mean and spread over seeds."""
+    rows = [row for row in record["ablation"] if row["group"] == "length"]
+    lengths = sorted({int(row["setting"]) for row in rows})
+    scores = [
+        [100 * row["scores"]["bleu"] for row in rows if int(row["setting"]) == n] for n in lengths
+    ]
+    means = [statistics.fmean(own) for own in scores]
+    spread = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in scores]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.errorbar(lengths, means, yerr=spread if any(spread) else None, fmt="o-", capsize=3)
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("prefix rows a layer")
+    axes.set_ylabel("BLEU on the test set")
+    axes.set_title(f"{record['model']} on {record['data']}")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -57,10 +57,7 @@ def methods_table(record: dict) -> str:
     for method, lr in dict.fromkeys((row["method"], row["lr"]) for row in rows):
         own = [row for row in rows if (row["method"], row["lr"]) == (method, lr)]
         cells = [method, f"{lr:g}" if lr else "–", str(len(own))]
-        cells += [
-            _mean_and_spread([factor * row["scores"][name] for row in own], digits)
-            for name, (_, factor, digits) in _METRICS.items()
-        ]
+        cells += _metric_cells(own)
         if has_slots:
             cells.append(_mean_and_spread([100 * row["slot_errors"] for row in own], 1))
         cells += [f"{own[0]['trained']:,}", f"{own[0]['kept']:,}"]
@@ -68,10 +65,32 @@ def methods_table(record: dict) -> str:
             known = [row[name] / unit for row in own if row[name] is not None]
             cells.append(_mean_and_spread(known, 0) if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _measured(record)])
+
+
+def ablation_table(record: dict) -> str:
+    """Markdown of a record of bench/ablation.py: a line a setting, over its seeds."""
+    rows = record["ablation"]
+    heads = ["what", "setting", "seeds", *(heading for heading, _, _ in _METRICS.values()), "kept"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for group, setting in dict.fromkeys((row["group"], row["setting"]) for row in rows):
+        own = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
+        cells = [group, setting, str(len(own)), *_metric_cells(own), f"{own[0]['kept']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _measured(record)])
+
+
+def _metric_cells(rows: Sequence[dict]) -> list[str]:
+    return [
+        _mean_and_spread([factor * row["scores"][name] for row in rows], digits)
+        for name, (_, factor, digits) in _METRICS.items()
+    ]
+
+
+def _measured(record: dict) -> str:
     how = f"beam {record['beams']}" if record["beams"] > 1 else "greedy"
     what = f"{record['model']} on {record['data']}, {record['tables']} test tables, {how}"
-    measured = f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
-    return "\n".join([*lines, "", measured])
+    return f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
 
 
 def speed_table(record: dict) -> str:
@@ -134,7 +153,8 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
         record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
-        table = speed_table if "shapes" in record else methods_table
+        kinds = {"shapes": speed_table, "ablation": ablation_table, "rows": methods_table}
+        table = next(render for key, render in kinds.items() if key in record)
         return f"{match[1]}{table(record)}\n{match[3]}"
 
     return _BLOCK.sub(block, text)

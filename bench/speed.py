@@ -32,7 +32,7 @@ from mingpt_prefix.machine import machine_line, peak_memory
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import choose_attention, choose_device
+from mingpt_prefix.weights import DTYPES, choose_attention, choose_device
 
 HERE = Path(__file__).parent
 POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
@@ -97,19 +97,16 @@ def configure(args: Args, model: str, mode: str) -> TrainConfig:
         data=("random",),
         device=device.type,
         dtype=dtype,
-        attention=choose_attention(args.attention, device, getattr(torch, _TORCH[dtype])),
+        attention=choose_attention(args.attention, device, DTYPES[dtype]),
         max_steps=POSTER_STEPS,
         **recipe(mode, False, **given),
     )
 
 
-_TORCH = {"fp32": "float32", "bf16": "bfloat16"}
-
-
 def base(config: TrainConfig) -> GPT2:
     """Random weights as GPT-2 draws them, held as train.py holds them."""
     model = GPT2(MODELS[config.model], config.attention).initialize(0).to(config.device)
-    return model.to(getattr(torch, _TORCH[config.dtype])) if config.mode == "prefix" else model
+    return model.to(DTYPES[config.dtype]) if config.mode == "prefix" else model
 
 
 def make_method(args: Args, model: str, name: str, data: Sequence[Encoded]) -> Method:
@@ -197,7 +194,7 @@ def measure(args: Args, model: str) -> dict:
             if number >= 2:
                 times[method.name].append(seconds)
     config = configure(args, model, "prefix")
-    rate = matmul_rate(choose_device(args.device), getattr(torch, _TORCH[config.dtype]))
+    rate = matmul_rate(choose_device(args.device), DTYPES[config.dtype])
     rows = []
     for method in methods:
         flops = [step_flops(MODELS[model], b, method.mode, args.prefix_length) for b in drawn[2:]]

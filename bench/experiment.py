@@ -1,0 +1,80 @@
+"""Runs of train.py and what comes of them on a test set: shared by table.py and ablation.py."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mingpt_prefix.config import Decoding, SampleConfig
+from mingpt_prefix.data import group_references, load_split
+from mingpt_prefix.metrics import METRICS, score
+from mingpt_prefix.runs import RunFolder, read_run
+from mingpt_prefix.tables import Table
+from mingpt_prefix.tiny.slots import slot_errors
+from mingpt_prefix.writer import open_writer
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on the test set. `slot_errors`: a share of all slots, on the sample data; seconds
+    of training; parameters trained and numbers kept; bytes."""
+
+    method: str
+    seed: int
+    scores: dict[str, float]
+    slot_errors: float | None
+    lr: float | None = None
+    seconds: float | None = None
+    trained: int = 0
+    kept: int = 0
+    peak_memory: int | None = None
+    dev_loss: float | None = None
+
+
+class TestSet:
+    """The test tables, and the scores of sentences written for them; these are kept in `out`."""
+
+    def __init__(self, data: str, out: Path, metrics: Sequence[str] = METRICS) -> None:
+        groups = group_references(load_split([data], "test"))
+        self.tables: list[Table] = [table for table, _ in groups]
+        self.references = [texts for _, texts in groups]
+        self.has_slots, self.out, self.metrics = data == "sample", out, metrics
+        out.mkdir(parents=True, exist_ok=True)
+
+    def score(self, name: str, said: Sequence[str]) -> dict:
+        """What a Row says of these sentences."""
+        (self.out / f"{name}.txt").write_text("".join(f"{text}\n" for text in said))
+        wrong = None
+        if self.has_slots:
+            pairs = zip(self.tables, said, strict=True)
+            wrong = sum(len(slot_errors(table.slots, text)) for table, text in pairs)
+            wrong /= sum(len(table.slots) for table in self.tables)
+        return {"scores": score(said, self.references, self.metrics), "slot_errors": wrong}
+
+
+def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Row:
+    """A run of train.py in the test set's folder `name`, or the finished one there, scored."""
+    folder = test.out / name
+    if not folder.exists():
+        command = [sys.executable, str(TRAIN), "--model", model, *flags, "--out", str(folder)]
+        subprocess.run(command, check=True)
+    content = read_run(folder)
+    config, result = content["config"], content["result"]
+    is_prefix = config["mode"] == "prefix"
+    writer = open_writer(SampleConfig(run=folder, model=model if is_prefix else None))
+    said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
+    log = RunFolder(folder).read_log()
+    return Row(
+        method=config["mode"],
+        seed=config["seed"],
+        lr=config["lr"],
+        seconds=result["seconds"],
+        trained=result["trained"],
+        kept=result["kept"],
+        peak_memory=result["peak_memory"],
+        dev_loss=min(line["dev_loss"] for line in log if "dev_loss" in line),
+        **test.score(f"{name}-beam{beams}", said),
+    )
