@@ -21,6 +21,7 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.packed import pack
 
 # The next token of each row (B,), by the logits (B, V), the rows' numbers in the batch (B,), and
 # how many tokens came before.
@@ -85,6 +86,7 @@ def generate(
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
     was_training = model.training
     model.eval()
+    pack(model)
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):

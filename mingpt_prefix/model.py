@@ -8,7 +8,10 @@ the width, V the vocabulary.
     logits = model.head(hidden[predicting])               # only where a logit is wanted
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from mingpt_prefix import kernels
 from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
 from mingpt_prefix.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mingpt_prefix.packed import PackedWeight
 
 # Attention of one layer: (layer, qkv (T, 3, H, D)) -> (T, H, D).
 Attend = Callable[[int, Tensor], Tensor]
@@ -30,8 +36,11 @@ class Conv1D(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
+        self.packed: PackedWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None and self.packed.fits(self.weight, x):
+            return self.packed(x, self.bias)
         return torch.addmm(self.bias, x, self.weight)
 
 
@@ -81,13 +90,14 @@ class GPT2(nn.Module):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout
         self.grad_checkpoint = False
+        self.packed_head: PackedWeight | None = None
         self.name, self.fingerprint = "", ""  # where its weights come from: see `weights`
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
-    def initialize(self, seed: int) -> "GPT2":
+    def initialize(self, seed: int) -> GPT2:
         """Fresh weights as GPT-2 draws them: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -151,6 +161,8 @@ class GPT2(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden states (M, C): the token embedding, transposed."""
+        if self.packed_head is not None and self.packed_head.fits(self.wte.weight, hidden):
+            return self.packed_head(hidden)
         return F.linear(hidden, self.wte.weight)
 
     def logits(

@@ -25,6 +25,7 @@ from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers
+from mingpt_prefix.packed import pack
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.step import TrainStep
 
@@ -88,6 +89,7 @@ class Trainer:
         self.trainable: nn.Module = model
         if config.mode == "prefix":
             self.trainable = make_encoder(config, model).to(model.device)
+            pack(model, backward=True)
 
     @property
     def n_trained(self) -> int:

@@ -1,0 +1,106 @@
+"""Packed weights: the same products and gradients, never those of a weight that has changed."""
+
+import copy
+
+import pytest
+import torch
+
+from mingpt_prefix import packed
+from mingpt_prefix.batch import Encoded, pack
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import PrefixEncoder
+
+SHAPE = ModelConfig(2, 3, 48, vocab_size=97, n_positions=40, eos_token_id=96, tokenizer=None)
+
+pytestmark = pytest.mark.skipif(not packed.available(), reason="this torch has no such operators")
+
+
+def make() -> GPT2:
+    model = GPT2(SHAPE).initialize(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(1)
+            )
+    return model.requires_grad_(False).eval()
+
+
+def losses_and_gradients(model: GPT2) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    encoder = PrefixEncoder(SHAPE, 4, 8)
+    batch = pack([Encoded(torch.arange(n) % 97, n // 2) for n in (9, 30, 2)], 4)
+    hidden = model(batch.tokens, batch.positions, batch.layout, encoder())
+    logits = model.head(hidden[batch.target_index])
+    loss = torch.nn.functional.cross_entropy(logits, batch.target_tokens)
+    return loss.detach(), list(torch.autograd.grad(loss, encoder.parameters()))
+
+
+def test_the_same_loss_and_gradients() -> None:
+    model = make()
+    loss, gradients = losses_and_gradients(model)
+    packed.pack(model, backward=True)
+    assert model.packed_head is not None and model.h[1].mlp.c_fc.packed is not None
+    again, others = losses_and_gradients(model)
+    torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_without_backward_training_takes_the_plain_product() -> None:
+    model = make()
+    loss, gradients = losses_and_gradients(model)
+    packed.pack(model)
+    again, others = losses_and_gradients(model)
+    # The layers before the first prefix row need no gradient, and are packed.
+    torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_a_weight_that_has_changed_is_not_taken_from_the_copy() -> None:
+    ids = [torch.arange(12)]
+    for change in (
+        lambda model: model.h[0].mlp.c_fc.weight.mul_(2),
+        lambda model: model.wte.weight.add_(0.1),
+        lambda model: model.load_state_dict(GPT2(SHAPE).initialize(5).state_dict()),
+        lambda model: model.double(),
+    ):
+        model = make()
+        packed.pack(model)
+        with torch.no_grad():
+            before = model.logits(ids)[0]
+            change(model)
+            fresh = GPT2(SHAPE).to(model.wte.weight.dtype)
+            fresh.load_state_dict(model.state_dict())
+            after, expected = model.logits(ids)[0], fresh.eval().logits(ids)[0]
+        assert (after - before).abs().max() > 1e-3 or after.dtype == torch.float64
+        torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+        packed.pack(model)
+        with torch.no_grad():
+            torch.testing.assert_close(model.logits(ids)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_frozen_float32_models_are_packed() -> None:
+    for model in (make().requires_grad_(True), make().double(), make().bfloat16()):
+        packed.pack(model)
+        assert model.packed_head is None
+    model = make()
+    packed.pack(model)
+    held = model.packed_head
+    packed.pack(model)
+    assert model.packed_head is held  # not again
+    packed.pack(model, backward=True)
+    assert model.packed_head is not held
+    model.requires_grad_(True)
+    (logits,) = model.logits([torch.arange(5)])
+    logits.sum().backward()
+    assert model.h[0].mlp.c_fc.weight.grad is not None and model.wte.weight.grad is not None
+    twin = copy.deepcopy(model)
+    assert twin.packed_head is None and twin.h[0].mlp.c_fc.packed is None
+
+
+def test_too_large_a_model_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setattr(packed, "MOST_BYTES", 1000)
+    model = make()
+    packed.pack(model)
+    assert model.packed_head is None
