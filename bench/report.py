@@ -93,6 +93,29 @@ def _measured(record: dict) -> str:
     return f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
 
 
+def decode_table(record: dict) -> str:
+    """Markdown of a record of bench/decode.py."""
+    heads = ("beams", "method", "batch p20 / p50 / p80 (s)", "new tokens/s", "times PEFT")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    tokens = record["batch_size"] * record["new_tokens"]
+    rows = record["decoding"]
+    for row in rows:
+        peer = next(r for r in rows if (r["method"], r["beams"]) == ("PEFT", row["beams"]))
+        pairs = zip(peer["seconds"], row["seconds"], strict=True)
+        cells = (
+            str(row["beams"]),
+            row["method"],
+            " / ".join(f"{q:.3g}" for q in _quantiles(row["seconds"])),
+            f"{tokens / statistics.median(row['seconds']):,.0f}",
+            f"{statistics.median(a / b for a, b in pairs):.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    sizes = f"batches of {record['batch_size']}, {record['new_tokens']} new tokens each"
+    what = f"{record['model']}, random weights, {record['prefix_length']} prefix rows, {sizes}"
+    measured = f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
+    return "\n".join([*lines, "", measured])
+
+
 def speed_table(record: dict) -> str:
     """Markdown of a record of bench/speed.py: a table a model, and what the methods' ratios are."""
     parts = []
@@ -153,7 +176,12 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
         record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
-        kinds = {"shapes": speed_table, "ablation": ablation_table, "rows": methods_table}
+        kinds = {
+            "shapes": speed_table,
+            "ablation": ablation_table,
+            "decoding": decode_table,
+            "rows": methods_table,
+        }
         table = next(render for key, render in kinds.items() if key in record)
         return f"{match[1]}{table(record)}\n{match[3]}"
 

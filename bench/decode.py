@@ -1,0 +1,138 @@
+"""Writing sentences: tokens a second, ours against PEFT's and transformers' `generate`.
+
+python bench/decode.py                                  # GPT-2 small, random weights
+python bench/decode.py --model gpt2-medium --dtype bf16 --json bench/results/decode.json
+
+Random ids of E2E's table lengths; every row gets exactly --new-tokens, so that all work alike.
+Greedy outputs without a prefix are compared first. The methods take turns, batch after batch.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import peers
+import torch
+import tyro
+from report import decode_table
+from speed import Args as SpeedArgs
+from speed import base, configure, examples
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.config import MODELS
+from mingpt_prefix.decoding import generate
+from mingpt_prefix.machine import machine_line
+from mingpt_prefix.prefix import make_encoder
+from mingpt_prefix.weights import DTYPES, choose_device
+
+
+@dataclass(frozen=True)
+class Args:
+    model: str = "gpt2"
+    batch_size: int = 8
+    new_tokens: int = 40
+    beams: tuple[int, ...] = (1, 5)
+    prefix_length: int = 5
+    rounds: int = 5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["auto", "triton", "reference"] = "auto"
+    quick: bool = False
+    """two rounds"""
+    json: Path | None = None
+
+
+def seconds(run: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def padded_left(prompts: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """As transformers wants prompts: the padding in front."""
+    width = max(map(len, prompts))
+    ids = [[0] * (width - len(p)) + p for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def measure(args: Args) -> list[dict]:
+    flags = {
+        name: getattr(args, name) for name in ("prefix_length", "device", "dtype", "attention")
+    }
+    config = configure(SpeedArgs(**flags), args.model, "prefix")
+    own = base(config).requires_grad_(False).eval()
+    peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
+    with torch.no_grad():
+        prefix = PrefixKV.from_tensor(make_encoder(config, own).to(own.device)().kv)
+    data = examples(MODELS[args.model].vocab_size)
+    rounds = 2 if args.quick else args.rounds
+    prompts = [e.ids[: e.context].tolist() for e in data[: args.batch_size * (rounds + 1)]]
+    fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
+
+    def ours(batch: list[list[int]], beams: int, with_prefix: bool = True) -> list[list[int]]:
+        rows = prefix if with_prefix else None
+        count = args.new_tokens
+        return generate(own, batch, rows, beams=beams, max_new_tokens=count, eos=None)
+
+    def theirs(model: torch.nn.Module, batch: list[list[int]], beams: int) -> torch.Tensor:
+        inputs = padded_left(batch, own.device)
+        with torch.no_grad():
+            # An end token no model says: rows go on to the last token.
+            out = model.generate(
+                **inputs, **fixed, num_beams=beams, pad_token_id=0, eos_token_id=None
+            )
+        return out[:, -args.new_tokens :]
+
+    plain = theirs(peer.get_base_model(), prompts[: args.batch_size], 1).tolist()
+    same = ours(prompts[: args.batch_size], 1, with_prefix=False)
+    agreement = statistics.fmean(a == b for a, b in zip(plain, same, strict=True))
+    assert config.dtype != "fp32" or agreement >= 0.75, f"{agreement:.0%} of the rows agree"
+    rows = []
+    for beams in args.beams:
+        times: dict[str, list[float]] = {"ours": [], "PEFT": []}
+        for number in range(rounds + 1):
+            batch = prompts[number * args.batch_size : (number + 1) * args.batch_size]
+            for name, run in (
+                ("ours", lambda b=batch, n=beams: ours(b, n)),
+                ("PEFT", lambda b=batch, n=beams: theirs(peer, b, n)),
+            ):
+                spent = seconds(run)
+                if number:  # the first warms up
+                    times[name].append(spent)
+        for name, spent in times.items():
+            rows.append({"method": name, "beams": beams, "seconds": spent, "agreement": agreement})
+    return rows
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    flags = dataclasses.asdict(args)
+    record = {
+        "command": " ".join(["python bench/decode.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": machine_line(),
+        "device": choose_device(args.device).type,
+        **{name: flags[name] for name in ("model", "batch_size", "new_tokens", "prefix_length")},
+        "decoding": measure(args),
+    }
+    print(decode_table(record))
+    if args.json is not None:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
