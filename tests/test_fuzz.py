@@ -41,6 +41,23 @@ PIECES = st.lists(
     ),
     max_size=24,
 ).map("".join)  # fmt: skip
+# Mostly right: slots with any characters in names and values, and separators that may be off.
+PLAIN = st.text(
+    st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="[],"),
+    min_size=1,
+    max_size=8,
+)
+SLOTS = st.lists(
+    st.tuples(
+        PLAIN, PLAIN | st.text(max_size=4),
+        st.sampled_from(["[{}]"] * 12 + ["[{}", "{}]", "[[{}]]"]),
+        st.sampled_from([", "] * 12 + [",", " ", ",,", "\n,\t", ", ..."]),
+    ),
+    min_size=1, max_size=6,
+).map(
+    lambda slots: "".join(name + form.format(value) + end for name, value, form, end in slots)
+    .removesuffix(", ")
+)  # fmt: skip
 MUTATIONS = st.lists(
     st.tuples(st.sampled_from(["flip", "cut", "insert", "repeat"]), st.integers(0, 2**31),
               st.integers(0, 255)),
@@ -86,7 +103,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
     return data
 
 
-@cases(BRACKETS | PIECES)
+@cases(BRACKETS | PIECES | SLOTS)
 def test_tables(text: str, _: Path) -> None:
     try:
         table = parse_table(text)
@@ -109,7 +126,7 @@ def test_data_files(data: bytes, _: Path) -> None:
                 assert str(error).startswith("file") and str(error).isprintable()
 
 
-@cases(st.lists(BRACKETS | PIECES, max_size=5))
+@cases(st.lists(BRACKETS | PIECES | SLOTS, max_size=5))
 def test_table_lines(lines: list[str], _: Path) -> None:
     found = list(iter_tables(lines))
     assert [number for number, _ in found] == list(range(1, len(lines) + 1))
