@@ -1,4 +1,4 @@
-"""Tables of committed results: README.md's are rendered from bench/results/*.json, by
+"""Tables of committed results: README.md's and docs/'s are rendered from bench/results/*.json, by
 
     python bench/report.py
 
@@ -91,6 +91,23 @@ def _measured(record: dict) -> str:
     how = f"beam {record['beams']}" if record["beams"] > 1 else "greedy"
     what = f"{record['model']} on {record['data']}, {record['tables']} test tables, {how}"
     return f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
+
+
+def registers_table(record: dict) -> str:
+    """Markdown of the bf16 rows of a record of bench/registers.py."""
+    heads = ("kernel", "longest sequence", "prefix rows", "sm_80 registers / spilled / shared",
+             "sm_90 registers / spilled / shared")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    found: dict[tuple, dict[str, str]] = {}
+    for row in record["rows"]:
+        if row["dtype"] == "bf16":
+            key = (row["kernel"].removesuffix("_kernel"), row["max_seq_len"], row["prefix_rows"])
+            used = (row["registers"], row["spilled_bytes"], row["shared_bytes"])
+            found.setdefault(key, {})[row["architecture"]] = " / ".join(f"{n:,}" for n in used)
+    for key, by_architecture in found.items():
+        cells = (*map(str, key), by_architecture["sm_80"], by_architecture["sm_90"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Triton {record['versions']['triton']}."])
 
 
 def decode_table(record: dict) -> str:
@@ -188,6 +205,8 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
     return _BLOCK.sub(block, text)
 
 
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(rendered(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
