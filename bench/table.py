@@ -37,6 +37,8 @@ class Args:
     """as train.py's --model"""
     data: str = "sample"
     seeds: int = 3
+    finetune_seeds: int | None = None
+    """at the best learning rate; as --seeds if not given"""
     finetune_lrs: tuple[float, ...] = (5e-5, 2e-4, 5e-4, 1e-3)
     shots: tuple[int, ...] = (0, 3)
     """examples in front of the table when the frozen model is prompted"""
@@ -84,7 +86,8 @@ def main() -> None:
     tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
     best = min(tuned, key=lambda row: row.dev_loss)
     lr = None if args.quick else best.lr
-    rows += tuned + [train(args, test, "finetune", seed, lr) for seed in seeds[1:]]
+    others = range(1, len(seeds) if args.finetune_seeds is None else args.finetune_seeds)
+    rows += tuned + [train(args, test, "finetune", seed, lr) for seed in others]
     record = {
         "command": "python bench/table.py " + " ".join(sys.argv[1:]),
         "date": date.today().isoformat(),

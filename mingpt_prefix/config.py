@@ -12,6 +12,7 @@ Mode = Literal["prefix", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
 Placement = Literal["prefix", "infix"]
 Depth = Literal["all", "embedding"]
+Init = Literal["noise", "examples"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 MAX_SEED = 2**31 - 1
 
@@ -65,7 +66,8 @@ class TrainConfig:
     all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
     starts. `placement` infix: only what is to be predicted sees the rows, not the table. `depth`
     embedding: the rows are the keys and values of P learned embeddings, run through the frozen
-    model. `init_text`: the rows begin as the keys and values of these words. `prefix_dropout` acts
+    model. `init_text`: the rows begin as the keys and values of these words; `init` examples: of
+    training examples drawn by the seed, as many as fill them. `prefix_dropout` acts
     on the rows, `dropout` on embeddings and residuals when the model itself is trained.
     `limit_examples` 0 means: all of the training set; else as many, drawn by the seed.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
@@ -88,6 +90,7 @@ class TrainConfig:
     placement: Placement = "prefix"
     depth: Depth = "all"
     init_text: str = ""
+    init: Init = "noise"
     prefix_dropout: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = "adamw"
@@ -111,6 +114,7 @@ class TrainConfig:
             ("optimizer", Optimizer),
             ("placement", Placement),
             ("depth", Depth),
+            ("init", Init),
             ("dtype", Literal["fp32", "bf16"]),
         )
         for name, kind in choices:

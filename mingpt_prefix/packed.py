@@ -15,6 +15,7 @@ from torch import Tensor
 from mingpt_prefix.model import GPT2, Conv1D
 
 MOST_BYTES = 2 << 30  # of weights that are packed: gpt2-large's and xl's copies would cost too much
+LEAST_WIDTH = 512  # narrower models gain nothing
 _TYPICAL_ROWS = 64  # what oneDNN plans the order for; any number works
 
 
@@ -66,6 +67,8 @@ def pack(model: GPT2, backward: bool = False) -> None:
     """Pack the weights of a frozen float32 model on the CPU; any other is left as it is."""
     weight = model.wte.weight
     size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if model.config.n_embd < LEAST_WIDTH:
+        return
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or size > MOST_BYTES:
         return
     if any(p.requires_grad for p in model.parameters()) or not available():

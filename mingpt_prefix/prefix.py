@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from mingpt_prefix.batch import PrefixKV, make_layout
+from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
@@ -23,24 +23,27 @@ from mingpt_prefix.tokenizer import load_tokenizer
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
 
 
-def make_encoder(config: TrainConfig, model: GPT2) -> nn.Module:
+def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()) -> nn.Module:
     """What a run in prefix mode trains: called without arguments, it gives a PrefixKV of P rows.
+
+    `train_set` is where `config.init` takes its examples from.
 
     Raises:
         ConfigError: for settings that do not go together, or a length that cannot be.
     """
-    length, text = config.prefix_length, config.init_text
+    length = config.prefix_length
+    _check_length(length, model.config)
+    ids = _first_ids(config, model, train_set)
     if config.depth == "embedding":
         if not config.reparam or config.prefix_dropout:
             raise ConfigError("depth embedding goes with neither no-reparam nor prefix-dropout")
-        return VirtualTokens(model, length, config.seed, text_tokens(text, model.config))
+        return VirtualTokens(model, length, config.seed, ids)
     start = None
-    if text:
-        ids = text_tokens(text, model.config)
-        repeated = torch.tensor(ids * -(-length // len(ids)))[:length].to(model.device)
+    if ids:
+        tokens = torch.tensor(ids, device=model.device)
         with torch.no_grad():
             positions = torch.arange(length, device=model.device)
-            start = rows_of(model, model.eval().embed(repeated, positions)).float()
+            start = rows_of(model, model.eval().embed(tokens, positions)).float()
     return PrefixEncoder(
         model.config,
         length,
@@ -51,6 +54,23 @@ def make_encoder(config: TrainConfig, model: GPT2) -> nn.Module:
         config.prefix_dropout,
         start,
     )
+
+
+def _first_ids(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded]) -> list[int]:
+    """The P tokens that the rows begin as; none where they begin as noise."""
+    length = config.prefix_length
+    if config.init == "examples":
+        if config.init_text:
+            raise ConfigError("init-text and init examples exclude each other")
+        ids: list[int] = []
+        order = epoch_order(len(train_set), config.seed, 0).tolist()
+        while len(ids) < length:
+            # In front of what there is, so that a cut is in the first example.
+            ids = [*train_set[order.pop()].ids.tolist(), *ids]
+            order = order or epoch_order(len(train_set), config.seed, 0).tolist()
+        return ids[-length:]
+    ids = text_tokens(config.init_text, model.config) if config.init_text else []
+    return (ids * -(-length // len(ids)))[:length] if ids else []
 
 
 def text_tokens(text: str, shape: ModelConfig) -> list[int]:
@@ -159,7 +179,7 @@ class VirtualTokens(nn.Module):
     """P learned embeddings in front; their rows are the frozen model's keys and values for them.
 
     Li & Liang (2021), section 7.2 ("embedding-only"). They begin as the embeddings of the tokens
-    `ids`, repeated as often as it takes, or else of tokens drawn by `seed`.
+    `ids` (P), or else of tokens drawn by `seed`.
     """
 
     def __init__(self, model: GPT2, length: int, seed: int, ids: Sequence[int] = ()):
@@ -170,7 +190,7 @@ class VirtualTokens(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(model.config.vocab_size, (length,), generator=generator)
         if ids:
-            drawn = torch.tensor(list(ids) * -(-length // len(ids)))[:length]
+            drawn = torch.tensor(ids)
         words = model.wte.weight.detach()[drawn.to(model.device)]
         self.embedding = nn.Parameter(words.float().clone())
 

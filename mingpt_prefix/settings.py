@@ -12,6 +12,7 @@ import tyro
 from mingpt_prefix.config import (
     MODELS,
     Depth,
+    Init,
     Mode,
     ModelConfig,
     Optimizer,
@@ -56,6 +57,8 @@ class TrainArgs:
     """all: rows for every layer are learned; embedding: those of learned virtual tokens"""
     init_text: str | None = None
     """words whose keys and values the rows start from; their number is the length"""
+    init: Init | None = None
+    """what rows start from: noise, or the keys and values of training examples"""
     prefix_dropout: float | None = None
     """of the rows, in training"""
     lr: float | None = None
@@ -90,7 +93,7 @@ class TrainArgs:
     """go on with the run in this folder, exactly where it was saved"""
 
 
-_PREFIX_FLAGS = "prefix_length reparam placement depth init_text prefix_dropout".split()
+_PREFIX_FLAGS = "prefix_length reparam placement depth init_text init prefix_dropout".split()
 _CHOSEN = ("model", "data", "device", "dtype", "attention", "out", "resume", "mode")
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 

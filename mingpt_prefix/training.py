@@ -88,7 +88,7 @@ class Trainer:
         model.grad_checkpoint = config.grad_checkpoint
         self.trainable: nn.Module = model
         if config.mode == "prefix":
-            self.trainable = make_encoder(config, model).to(model.device)
+            self.trainable = make_encoder(config, model, self.train_set).to(model.device)
             pack(model, backward=True)
 
     @property

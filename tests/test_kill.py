@@ -58,7 +58,7 @@ def killed(process: subprocess.Popen, folder: Path, delay: float) -> None:
 def kill_and_resume(mode, ranks, kills, small_model, small_data, tmp_path) -> None:
     flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data)]
     flags += ["--device", "cpu", "--batch-size", "8", "--micro-batch-size", "3"]
-    epochs = str(20 * kills)  # of 5 steps, with a save after each
+    epochs = str(10 * kills)  # of 5 steps, with a save after each
     flags += ["--epochs", epochs, "--evals", epochs]
     finish(start(ranks, *flags, "--out", str(tmp_path / "whole")))
     cut, rng = tmp_path / "cut", random.Random(kills)

@@ -16,6 +16,11 @@ SHAPE = ModelConfig(2, 3, 48, vocab_size=97, n_positions=40, eos_token_id=96, to
 pytestmark = pytest.mark.skipif(not packed.available(), reason="this torch has no such operators")
 
 
+@pytest.fixture(autouse=True)
+def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LEAST_WIDTH", 1)
+
+
 def make() -> GPT2:
     model = GPT2(SHAPE).initialize(0)
     with torch.no_grad():
@@ -99,8 +104,10 @@ def test_only_frozen_float32_models_are_packed() -> None:
     assert twin.packed_head is None and twin.h[0].mlp.c_fc.packed is None
 
 
-def test_too_large_a_model_is_left_alone(monkeypatch) -> None:
-    monkeypatch.setattr(packed, "MOST_BYTES", 1000)
+@pytest.mark.parametrize("limit", [{"MOST_BYTES": 1000}, {"LEAST_WIDTH": 49}], ids=str)
+def test_too_large_or_narrow_a_model_is_left_alone(limit: dict, monkeypatch) -> None:
+    for name, value in limit.items():
+        monkeypatch.setattr(packed, name, value)
     model = make()
     packed.pack(model)
     assert model.packed_head is None

@@ -28,11 +28,11 @@ from mingpt_prefix.weights import load_model, save_model
 
 PLAIN = ("--documents", "150000", "--seed", "0")
 IN_RUNS = ("--documents", "80000", "--seed", "1", "--longest-run", "4")
-COINED = ("--documents", "60000", "--seed", "2", "--longest-run", "6", "--coined", "0.75")
+COINED = ("--documents", "120000", "--seed", "2", "--longest-run", "6", "--coined", "0.75")
 TAIL_BYTES = 8_000_000  # of English in the later stages, so that it is not forgotten
 FIRST_STAGE = ("--max-steps", "3000")
 SECOND_STAGE = ("--max-steps", "4000", "--lr", "2e-3", "--block-size", "384", "--batch-size", "6")
-THIRD_STAGE = ("--max-steps", "4200", "--lr", "2e-3", "--block-size", "448", "--batch-size", "6")
+THIRD_STAGE = ("--max-steps", "8100", "--lr", "2e-3", "--block-size", "448", "--batch-size", "6")
 
 
 def train(*flags: str) -> None:
