@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from mingpt_prefix.batch import Encoded, PrefixKV, pack
+from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, pack
 from mingpt_prefix.config import Decoding, ModelConfig, SampleConfig, TrainConfig
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError
@@ -68,6 +68,23 @@ def test_rows_begin_as_those_of_words(model: GPT2, peer, reparam: bool) -> None:
     assert any(p.grad.any() for p in encoder.parameters())
     longer = make_encoder(with_(init_text=text, prefix_length=2 * len(ids)), model)().kv
     torch.testing.assert_close(longer[:, :, : len(ids)], encoder().kv, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_begin_as_those_of_examples(model: GPT2, peer) -> None:
+    train_set = [Encoded(torch.tensor([n, n + 1, n + 2, 4095]), 1) for n in (10, 20, 30)]
+    for seed in (0, 1):
+        config = with_(init="examples", prefix_length=6, seed=seed)
+        rows = make_encoder(config, model, train_set)().kv
+        order = epoch_order(3, seed, 0).tolist()
+        ids = [i for number in order for i in train_set[number].ids.tolist()][-6:]
+        cache = peer(torch.tensor([ids])).past_key_values
+        expected = torch.stack([torch.cat([x.keys, x.values]) for x in cache.layers])
+        torch.testing.assert_close(rows.double(), expected.transpose(2, 3), atol=1e-5, rtol=0)
+    # Fewer tokens in the training set than rows: it is gone through again.
+    longer = make_encoder(with_(init="examples", prefix_length=30), model, train_set)().kv
+    assert longer.shape[2] == 30
+    with pytest.raises(ConfigError, match="exclude each other"):
+        make_encoder(with_(init="examples", init_text="words"), model, train_set)
 
 
 def test_virtual_tokens_are_as_good_as_tokens_in_front(model: GPT2, peer) -> None:
@@ -147,6 +164,7 @@ def test_settings_that_do_not_go_together(model: GPT2) -> None:
         (["--placement", "infix"], 5),
         (["--depth", "embedding", "--lr", "0.1"], 5),
         (["--init-text", "a restaurant's table, and a sentence:"], None),
+        (["--init", "examples"], 5),
         (["--prefix-dropout", "0.1", "--limit-examples", "17"], 5),
     ],
     ids=lambda value: value[0][2:] if isinstance(value, list) else "",
