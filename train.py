@@ -93,13 +93,13 @@ def train(trainer: Trainer, run: RunFolder | None) -> int:
 def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
-    score = score_kept(trainer, task, run)
     cost = {
         "seconds": None if resumed else seconds,
         "peak_memory": peak_memory(trainer.model.device),
         "trained": trainer.n_trained,
         "kept": trainer.n_kept,
     }
+    score = score_kept(trainer, task, run)
     result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(TrainArgs, argv, "train.py", __doc__)
-        with join() as world:
+        with join(args.device) as world:
             return run_training(args, world)
 
     return run_script("train.py", run)

@@ -22,6 +22,7 @@ from report import ablation_table
 
 from mingpt_prefix.machine import machine_line
 from mingpt_prefix.metrics import METRICS
+from mingpt_prefix.weights import choose_device
 
 WORDS = "summarize the table in one sentence:"
 
@@ -49,12 +50,17 @@ def variants(args: Args) -> dict[str, dict[str, list[str]]]:
     if args.quick:
         lengths = {str(n): ["--prefix-length", str(n), "--epochs", "1"] for n in (1, 10, 100)}
         return {"length": lengths}
+    same = ["--prefix-length", "20"]
     few = ["--epochs", "1000000", "--max-steps", "250"]
     return {
         "length": lengths,
         "placement": {name: ["--placement", name] for name in ("prefix", "infix")},
         "depth": {name: ["--depth", name] for name in ("all", "embedding")},
-        "start": {"noise": [], "words": ["--init-text", WORDS]},
+        "start": {
+            "noise": ["--init", "noise", *same],
+            "examples": ["--init", "examples", *same],
+            "words": ["--init-text", WORDS, *same],
+        },
         "examples": {str(n): ["--limit-examples", str(n), *few] for n in args.examples},
     }
 
@@ -73,7 +79,7 @@ def main() -> None:
     record = {
         "command": " ".join(["python bench/ablation.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": machine_line(),
+        "machine": machine_line(choose_device("auto")),
         "model": args.model,
         "data": args.data,
         "tables": len(test.tables),

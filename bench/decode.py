@@ -15,18 +15,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
 import peers
 import torch
 import tyro
+from e2e_lengths import examples
 from report import decode_table
 from speed import Args as SpeedArgs
-from speed import base, configure, examples
+from speed import base, configure
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.config import MODELS
+from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.machine import machine_line
 from mingpt_prefix.prefix import make_encoder
@@ -68,18 +70,22 @@ def padded_left(prompts: list[list[int]], device: torch.device) -> dict[str, tor
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+def configured(args: Args) -> TrainConfig:
+    names = ("prefix_length", "device", "dtype", "attention")
+    flags = {name: getattr(args, name) for name in names}
+    return configure(SpeedArgs(**flags), args.model, "prefix")
+
+
 def measure(args: Args) -> list[dict]:
-    flags = {
-        name: getattr(args, name) for name in ("prefix_length", "device", "dtype", "attention")
-    }
-    config = configure(SpeedArgs(**flags), args.model, "prefix")
+    config = configured(args)
     own = base(config).requires_grad_(False).eval()
     peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
     with torch.no_grad():
         prefix = PrefixKV.from_tensor(make_encoder(config, own).to(own.device)().kv)
     data = examples(MODELS[args.model].vocab_size)
     rounds = 2 if args.quick else args.rounds
-    prompts = [e.ids[: e.context].tolist() for e in data[: args.batch_size * (rounds + 1)]]
+    wanted = args.batch_size * (rounds + 1)
+    prompts = [e.ids[: e.context].tolist() for e in islice(cycle(data), wanted)]
     fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
 
     def ours(batch: list[list[int]], beams: int, with_prefix: bool = True) -> list[list[int]]:
@@ -119,12 +125,15 @@ def measure(args: Args) -> list[dict]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    flags = dataclasses.asdict(args)
+    flags, device = dataclasses.asdict(args), choose_device(args.device)
+    config = configured(args)
     record = {
         "command": " ".join(["python bench/decode.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": machine_line(),
-        "device": choose_device(args.device).type,
+        "machine": machine_line(device),
+        "device": device.type,
+        "dtype": config.dtype,
+        "attention": config.attention,
         **{name: flags[name] for name in ("model", "batch_size", "new_tokens", "prefix_length")},
         "decoding": measure(args),
     }

@@ -41,7 +41,8 @@ class TestSet:
         groups = group_references(load_split([data], "test"))
         self.tables: list[Table] = [table for table, _ in groups]
         self.references = [texts for _, texts in groups]
-        self.has_slots, self.out, self.metrics = data == "sample", out, metrics
+        self.data, self.has_slots = data, data == "sample"
+        self.out, self.metrics = out, metrics
         out.mkdir(parents=True, exist_ok=True)
 
     def score(self, name: str, said: Sequence[str]) -> dict:
@@ -61,8 +62,14 @@ def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Ro
     if not folder.exists():
         command = [sys.executable, str(TRAIN), "--model", model, *flags, "--out", str(folder)]
         subprocess.run(command, check=True)
+    elif read_run(folder)["result"] is None:
+        subprocess.run([sys.executable, str(TRAIN), "--resume", str(folder)], check=True)
     content = read_run(folder)
     config, result = content["config"], content["result"]
+    if (config["model"], config["data"]) != (model, [test.data]):
+        raise SystemExit(
+            f"{folder}: a run of {config['model']} on {config['data']}; name a new --out"
+        )
     is_prefix = config["mode"] == "prefix"
     writer = open_writer(SampleConfig(run=folder, model=model if is_prefix else None))
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]

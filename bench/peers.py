@@ -38,6 +38,7 @@ def build(ours: GPT2, config: TrainConfig) -> nn.Module:
     missing = model.load_state_dict(weights, strict=False).missing_keys
     assert set(missing) <= {"lm_head.weight"}, missing  # tied to wte
     if config.mode == "prefix":
+        model = model.to(ours.wte.weight.dtype)  # frozen: held in the compute dtype, as ours is
         prefix = peft.PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=config.prefix_length,
             prefix_projection=True, encoder_hidden_size=config.mid_dim,
@@ -77,21 +78,22 @@ class Stepper:
             self.optimizer, lambda step: 1 - step / total_steps
         )
 
-    def loss(self, examples: Sequence[Encoded]) -> Tensor:
-        """Mean over the batch's target tokens."""
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean over a padded batch's target tokens."""
         device = self.trained[0].device
         is_bf16 = self.config.dtype == "bf16"
         with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
-            return self.model(**pad(examples, device)).loss
+            return self.model(**batch).loss
 
     def step(self, examples: Sequence[Encoded]) -> Tensor:
         self.model.train()
+        batch = pad(examples, self.trained[0].device)
         with record_function("forward"):
-            loss = self.loss(examples)
+            loss = self.loss(batch)
         with record_function("backward"):
             loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, self.config.clip)
         with record_function("optimizer"):
-            nn.utils.clip_grad_norm_(self.trained, self.config.clip)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -128,7 +128,9 @@ def decode_table(record: dict) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     sizes = f"batches of {record['batch_size']}, {record['new_tokens']} new tokens each"
-    what = f"{record['model']}, random weights, {record['prefix_length']} prefix rows, {sizes}"
+    how = f"{record['dtype']}, {record['attention']} attention"
+    rows = f"{record['prefix_length']} prefix rows"
+    what = f"{record['model']}, random weights, {how}, {rows}, {sizes}"
     measured = f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
     return "\n".join([*lines, "", measured])
 
@@ -194,6 +196,7 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
             return f"{match[1]}{published_table()}\n{match[3]}"
         record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
         kinds = {
+            "versions": registers_table,
             "shapes": speed_table,
             "ablation": ablation_table,
             "decoding": decode_table,

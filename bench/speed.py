@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 import tyro
 from arithmetic import matmul_rate, step_flops
+from e2e_lengths import examples
 from report import speed_table
 
 from mingpt_prefix.batch import Encoded, batches
@@ -34,7 +35,6 @@ from mingpt_prefix.recipes import recipe
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import DTYPES, choose_attention, choose_device
 
-HERE = Path(__file__).parent
 POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of losses, ours against theirs
 METHODS = ("prefix", "fine-tuning", "PEFT prefix", "transformers fine-tuning")
@@ -73,16 +73,6 @@ class Method:
         states = (state for each in self.optimizers for state in each.state.values())
         tensors = (t for state in states for t in state.values() if torch.is_tensor(t))
         return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def examples(vocab_size: int) -> list[Encoded]:
-    """Random ids of E2E's lengths."""
-    lengths = json.loads((HERE / "e2e_lengths.json").read_text())["lengths"]
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Encoded(torch.randint(vocab_size, (context + target,), generator=generator), context)
-        for context, target in lengths
-    ]
 
 
 def configure(args: Args, model: str, mode: str) -> TrainConfig:
@@ -137,7 +127,9 @@ def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
         config = dataclasses.replace(configure(args, model, mode), dropout=0.0)
         own = base(config)
         peer = peers.build(own, config)
-        losses[theirs] = float(peers.Stepper(peer, config, 1).loss(batch).detach())
+        losses[theirs] = float(
+            peers.Stepper(peer, config, 1).loss(peers.pad(batch, own.device)).detach()
+        )
         trainer = Trainer(config, own, batch, [])
         if mode == "prefix":
             trainer.trainable.load_state_dict(peers.prefix_weights(peer))
@@ -230,6 +222,8 @@ def main() -> None:
     if args.memory_of is not None:
         data = examples(MODELS[models[0]].vocab_size)
         method = make_method(args, models[0], args.memory_of, data)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()  # a peer is built out of a model of ours
         for start in (0, args.batch_size):
             method.run(data[start : start + args.batch_size])
         print(peak_memory(choose_device(args.device)))
@@ -237,7 +231,7 @@ def main() -> None:
     record = {
         "command": " ".join(["python bench/speed.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": machine_line(),
+        "machine": machine_line(choose_device(args.device)),
         "shapes": [measure(args, model) for model in models],
     }
     print(speed_table(record))

@@ -28,7 +28,7 @@ from mingpt_prefix.decoding import generate
 from mingpt_prefix.describe import one_line
 from mingpt_prefix.machine import machine_line
 from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import load_model
+from mingpt_prefix.weights import choose_device, load_model
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def train(args: Args, test: TestSet, mode: str, seed: int, lr: float | None = No
     flags = ["--mode", mode, "--data", args.data, "--seed", str(seed)]
     flags += ["--lr", str(lr)] if lr else []
     flags += ["--epochs", "1"] if args.quick else []
-    return trained(test, f"{mode}-{seed}-{lr or 'recipe'}", args.model, args.beams, *flags)
+    name = f"{mode}-{seed}-{lr or 'recipe'}" + ("-quick" if args.quick else "")
+    return trained(test, name, args.model, args.beams, *flags)
 
 
 def prompted(args: Args, test: TestSet, shots: int, seed: int) -> Row:
@@ -91,7 +92,7 @@ def main() -> None:
     record = {
         "command": "python bench/table.py " + " ".join(sys.argv[1:]),
         "date": date.today().isoformat(),
-        "machine": machine_line(),
+        "machine": machine_line(choose_device("auto")),
         "model": args.model,
         "data": args.data,
         "tables": len(test.tables),

@@ -81,6 +81,9 @@ def _scorer(name: str) -> Iterator:
             try:
                 yield scorer
             except (OSError, ValueError):  # its pipe broke, or it answered with no number
+                scorer.meteor_p.kill()
+                if scorer.lock.locked():  # else its destructor would wait for it forever
+                    scorer.lock.release()
                 raise ConfigError("METEOR failed in Java: is there memory for it (2 GB)?") from None
 
 

@@ -12,13 +12,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mingpt_prefix.errors import ConfigError
+
 T = TypeVar("T")
+_LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,24 @@ ALONE = World()
 
 
 @contextmanager
-def join() -> Iterator[World]:
-    """The world that torchrun set up, or `ALONE`; ranks but the first print nothing."""
+def join(device: str = "auto") -> Iterator[World]:
+    """The world that torchrun set up, or `ALONE`; ranks but the first print nothing.
+
+    Raises:
+        ConfigError: for more processes than GPUs, where they train on GPUs.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Both: small tensors on the CPU are exchanged too.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend)
+    on_gpu, local = device != "cpu" and torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        if local >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ConfigError(f"more processes than the {count} GPUs here; or say --device cpu")
+        torch.cuda.set_device(local)
+    # Both: small tensors on the CPU are exchanged too. Rank 0 scores while the others wait.
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     world, stdout = World(dist.get_rank(), dist.get_world_size()), sys.stdout
     try:
         if not world.is_main:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 
-def machine_line() -> str:
+def machine_line(device: torch.device) -> str:
     """The GPU, or the processor and its threads, and the versions of Python and torch."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         unit = torch.cuda.get_device_name()
     else:
         threads = torch.get_num_threads()

@@ -123,7 +123,8 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
     if args.init_text is not None:
         given["init"] = args.init or "noise"  # whatever the recipe says
-        given["prefix_length"] = args.prefix_length or len(text_tokens(args.init_text, shape))
+        if args.prefix_length is None:
+            given["prefix_length"] = len(text_tokens(args.init_text, shape))
     config = TrainConfig(
         mode=mode,
         model=model,

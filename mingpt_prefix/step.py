@@ -69,7 +69,8 @@ class TrainStep:
         weight, own = (1.0, own) if own else (0.0, examples[:1])
         # Ranks' gradients are averaged by torch, where their sum is wanted.
         scale = weight * self.world.size / sum(e.n_targets for e in examples)
-        prefix, rows = (None if self.encoder is None else self.encoder()), None
+        with record_function("forward"):
+            prefix, rows = (None if self.encoder is None else self.encoder()), None
         if prefix is not None:
             # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
             rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
