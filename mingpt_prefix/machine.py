@@ -1,7 +1,6 @@
 """What a measurement was taken on."""
 
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -33,9 +32,10 @@ def peak_memory(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Not getrusage: a process begins there with the peak of the one that started it.
     try:
-        import resource
-    except ImportError:  # Windows
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peaks = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(peaks, None)
