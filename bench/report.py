@@ -154,7 +154,7 @@ def speed_table(record: dict) -> str:
                 f"{100 * row['utilisation']:.0f}",
                 "–" if peak is None else f"{peak / 1e6:,.0f}",
                 f"{row['optimizer_bytes'] / 1e6:,.1f}",
-                f"{row['poster_minutes']:,.3g}",
+                f"{row['poster_minutes']:,.1f}",
             )
             lines.append(f"| {' | '.join(cells)} |")
         by_name = {row["method"]: row for row in shape["rows"]}
