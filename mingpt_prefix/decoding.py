@@ -46,7 +46,6 @@ def generate(
     prompts: Sequence[Sequence[int] | Tensor],
     prefix: PrefixKV | None = None,
     prefix_ids: Sequence[int] | Tensor | None = None,
-    prefix_from: Sequence[int] | Tensor | None = None,
     beams: int = 1,
     max_new_tokens: int = 100,
     length_penalty: float = 1.0,
@@ -56,6 +55,7 @@ def generate(
     top_p: float | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 32,
+    prefix_from: Sequence[int] | Tensor | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt, in the order of the prompts, without the end token.
 

@@ -232,7 +232,7 @@ def test_compile_traces_a_model() -> None:
     def hidden() -> Tensor:
         call = kernels.bind(model.attention, 9, starts, starts[:1], prefix_ids, froms, longest)
         kv = model.wte.weight.new_zeros(2, 0, SMALL.n_head, SMALL.head_dim)
-        return model.trunk(ids, ids, lambda layer, qkv: call(qkv, kv))
+        return model.trunk(model.embed(ids, ids), lambda layer, qkv: call(qkv, kv))
 
     expected = hidden()
     model.attention = "triton"
