@@ -1,6 +1,7 @@
 """Where downloads are kept, and files that are written whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,10 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def remove_parts(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder`."""
     for part in folder.glob("*.part"):
-        if part.is_file():
-            part.unlink()
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
