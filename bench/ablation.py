@@ -10,18 +10,14 @@ train.py with its recipe and one flag more. Test tables are decoded by beam sear
 """
 
 import dataclasses
-import json
-import sys
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
+import record
 import tyro
 from experiment import TestSet, trained
 from report import ablation_table
 
-from mingpt_prefix.machine import machine_line
-from mingpt_prefix.metrics import METRICS
 from mingpt_prefix.weights import choose_device
 
 WORDS = "summarize the table in one sentence:"
@@ -67,7 +63,7 @@ def variants(args: Args) -> dict[str, dict[str, list[str]]]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    test = TestSet(args.data, args.out, METRICS)
+    test = TestSet(args.data, args.out)
     rows = []
     for group, settings in variants(args).items():
         for setting, flags in settings.items():
@@ -76,25 +72,19 @@ def main() -> None:
                 fixed = ["--mode", "prefix", "--data", args.data, "--seed", str(seed)]
                 row = trained(test, name, args.model, args.beams, *fixed, *flags)
                 rows.append({"group": group, "setting": setting, **dataclasses.asdict(row)})
-    record = {
-        "command": " ".join(["python bench/ablation.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": machine_line(choose_device("auto")),
+    result = {
+        **record.begin("ablation.py", choose_device("auto")),
         "model": args.model,
         "data": args.data,
         "tables": len(test.tables),
         "beams": args.beams,
         "ablation": rows,
     }
-    if args.json is not None:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(ablation_table(record))
     from pictures import length_curve
 
     picture = args.picture or args.out / "length.png"
-    length_curve(record, picture)
-    print(f"Drawn: {picture}")
-    print(json.dumps(record))
+    length_curve(result, picture)
+    record.finish(result, f"{ablation_table(result)}\nDrawn: {picture}", args.json)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How much arithmetic a training step needs, and how fast this machine does such arithmetic."""
 
-import time
 from collections.abc import Sequence
 
 import torch
+from timing import timed
 
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import ModelConfig
@@ -34,13 +34,4 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     """Floating-point operations a second of one large matrix product: the best of several."""
     size = size if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(8))

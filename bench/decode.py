@@ -8,29 +8,25 @@ Greedy outputs without a prefix are compared first. The methods take turns, batc
 """
 
 import dataclasses
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
 import peers
+import record
 import torch
 import tyro
 from e2e_lengths import examples
 from report import decode_table
 from speed import Args as SpeedArgs
 from speed import base, configure
+from timing import timed
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.decoding import generate
-from mingpt_prefix.machine import machine_line
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.weights import DTYPES, choose_device
 
@@ -49,16 +45,6 @@ class Args:
     quick: bool = False
     """two rounds"""
     json: Path | None = None
-
-
-def seconds(run: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def padded_left(prompts: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -115,7 +101,7 @@ def measure(args: Args) -> list[dict]:
                 ("ours", lambda b=batch, n=beams: ours(b, n)),
                 ("PEFT", lambda b=batch, n=beams: theirs(peer, b, n)),
             ):
-                spent = seconds(run)
+                spent = timed(run)
                 if number:  # the first warms up
                     times[name].append(spent)
         for name, spent in times.items():
@@ -127,20 +113,15 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     flags, device = dataclasses.asdict(args), choose_device(args.device)
     config = configured(args)
-    record = {
-        "command": " ".join(["python bench/decode.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": machine_line(device),
+    result = {
+        **record.begin("decode.py", device),
         "device": device.type,
         "dtype": config.dtype,
         "attention": config.attention,
         **{name: flags[name] for name in ("model", "batch_size", "new_tokens", "prefix_length")},
         "decoding": measure(args),
     }
-    print(decode_table(record))
-    if args.json is not None:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    record.finish(result, decode_table(result), args.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mingpt_prefix.config import Decoding, SampleConfig
 from mingpt_prefix.data import group_references, load_split
-from mingpt_prefix.metrics import METRICS, score
+from mingpt_prefix.metrics import score
 from mingpt_prefix.runs import RunFolder, read_run
 from mingpt_prefix.tables import Table
 from mingpt_prefix.tiny.slots import slot_errors
@@ -37,12 +37,12 @@ class Row:
 class TestSet:
     """The test tables, and the scores of sentences written for them; these are kept in `out`."""
 
-    def __init__(self, data: str, out: Path, metrics: Sequence[str] = METRICS) -> None:
+    def __init__(self, data: str, out: Path) -> None:
         groups = group_references(load_split([data], "test"))
         self.tables: list[Table] = [table for table, _ in groups]
         self.references = [texts for _, texts in groups]
         self.data, self.has_slots = data, data == "sample"
-        self.out, self.metrics = out, metrics
+        self.out = out
         out.mkdir(parents=True, exist_ok=True)
 
     def score(self, name: str, said: Sequence[str]) -> dict:
@@ -53,7 +53,7 @@ class TestSet:
             pairs = zip(self.tables, said, strict=True)
             wrong = sum(len(slot_errors(table.slots, text)) for table, text in pairs)
             wrong /= sum(len(table.slots) for table in self.tables)
-        return {"scores": score(said, self.references, self.metrics), "slot_errors": wrong}
+        return {"scores": score(said, self.references), "slot_errors": wrong}
 
 
 def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Row:

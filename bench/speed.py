@@ -10,26 +10,25 @@ from a pass of its own, under torch's profiler.
 """
 
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
+import record
 import torch
 import tyro
 from arithmetic import matmul_rate, step_flops
 from e2e_lengths import examples
 from report import speed_table
+from timing import timed
 
 from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.machine import machine_line, peak_memory
+from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.training import Trainer
@@ -138,21 +137,10 @@ def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
     return losses
 
 
-def timed(method: Method, batch: Sequence[Encoded]) -> float:
-    """Seconds of one step, to the end of all its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    method.run(batch)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def shares(method: Method, batch: Sequence[Encoded]) -> dict[str, float]:
     """Which shares of a step are forward, backward and optimizer; the rest is preparation."""
     with torch.profiler.profile() as profile:
-        total = timed(method, batch)
+        total = timed(lambda: method.run(batch))
     labels = ("forward", "backward", "optimizer")
     spent = {e.key: e.cpu_time_total / 1e6 for e in profile.key_averages() if e.key in labels}
     return {label: spent.get(label, 0.0) / total for label in labels}
@@ -182,7 +170,7 @@ def measure(args: Args, model: str) -> dict:
     times: dict[str, list[float]] = {method.name: [] for method in methods}
     for number, batch in enumerate(drawn):
         for method in methods:
-            seconds = timed(method, batch)
+            seconds = timed(lambda m=method, b=batch: m.run(b))
             if number >= 2:
                 times[method.name].append(seconds)
     config = configure(args, model, "prefix")
@@ -228,20 +216,15 @@ def main() -> None:
             method.run(data[start : start + args.batch_size])
         print(peak_memory(choose_device(args.device)))
         return
-    record = {
-        "command": " ".join(["python bench/speed.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": machine_line(choose_device(args.device)),
+    result = {
+        **record.begin("speed.py", choose_device(args.device)),
         "shapes": [measure(args, model) for model in models],
     }
-    print(speed_table(record))
-    if args.json is not None:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
     if args.picture is not None:
         from pictures import speed_chart
 
-        speed_chart(record, args.picture)
-    print(json.dumps(record))
+        speed_chart(result, args.picture)
+    record.finish(result, speed_table(result), args.json)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ second call goes on where the first ended, or decodes otherwise; what was said i
 """
 
 import dataclasses
-import json
 import random
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
+import record
 import tyro
 from experiment import Row, TestSet, trained
 from report import methods_table
@@ -26,7 +25,7 @@ from mingpt_prefix.batch import encode_example, encode_prompt
 from mingpt_prefix.data import load_split
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.describe import one_line
-from mingpt_prefix.machine import machine_line
+from mingpt_prefix.tables import Example, Table
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import choose_device, load_model
 
@@ -57,31 +56,38 @@ def train(args: Args, test: TestSet, mode: str, seed: int, lr: float | None = No
     return trained(test, name, args.model, args.beams, *flags)
 
 
-def prompted(args: Args, test: TestSet, shots: int, seed: int) -> Row:
-    """The frozen model, each table behind `shots` examples of its own from the training set."""
+def prompted(args: Args, test: TestSet, seeds: Sequence[int]) -> Iterator[Row]:
+    """The frozen model, each table behind examples of its own from the training set."""
     model, new_tokens = load_model(args.model), 100
     tokenizer = load_tokenizer(model.config.tokenizer)
-    rng, train_set = random.Random(seed), load_split([args.data], "train")
+    train_set = load_split([args.data], "train")
     room = model.config.n_positions - new_tokens
-    prompts = []
-    for table in test.tables:
-        prompt = list(encode_prompt(tokenizer, table))
-        drawn = [encode_example(tokenizer, e).ids.tolist() for e in rng.sample(train_set, shots)]
-        for ids in drawn:
-            if len(ids) + len(prompt) <= room:
-                prompt = ids + prompt
-        prompts.append(prompt)
-    new = generate(model, prompts, beams=args.beams, max_new_tokens=new_tokens, eos=tokenizer.eos)
-    said = [one_line(tokenizer.decode(ids)) for ids in new]
-    name = f"frozen, {shots} examples"
-    return Row(name, seed, **test.score(f"frozen-{seed}-{shots}-beam{args.beams}", said))
+
+    def prompt(table: Table, drawn: Sequence[Example]) -> list[int]:
+        ids = encode_prompt(tokenizer, table)
+        for example in drawn:
+            more = encode_example(tokenizer, example).ids.tolist()
+            if len(more) + len(ids) <= room:
+                ids = more + ids
+        return ids
+
+    for shots in args.shots:
+        for seed in seeds if shots else (0,):
+            rng = random.Random(seed)
+            prompts = [prompt(table, rng.sample(train_set, shots)) for table in test.tables]
+            new = generate(
+                model, prompts, beams=args.beams, max_new_tokens=new_tokens, eos=tokenizer.eos
+            )
+            said = [one_line(tokenizer.decode(ids)) for ids in new]
+            scores = test.score(f"frozen-{seed}-{shots}-beam{args.beams}", said)
+            yield Row(f"frozen, {shots} examples", seed, **scores)
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
     seeds = range(2 if args.quick else args.seeds)
-    rows = [prompted(args, test, k, seed) for k in args.shots for seed in (seeds if k else (0,))]
+    rows = list(prompted(args, test, seeds))
     rows += [train(args, test, "prefix", seed) for seed in seeds]
     lrs = (None,) if args.quick else args.finetune_lrs
     tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
@@ -89,20 +95,15 @@ def main() -> None:
     lr = None if args.quick else best.lr
     others = range(1, len(seeds) if args.finetune_seeds is None else args.finetune_seeds)
     rows += tuned + [train(args, test, "finetune", seed, lr) for seed in others]
-    record = {
-        "command": "python bench/table.py " + " ".join(sys.argv[1:]),
-        "date": date.today().isoformat(),
-        "machine": machine_line(choose_device("auto")),
+    result = {
+        **record.begin("table.py", choose_device("auto")),
         "model": args.model,
         "data": args.data,
         "tables": len(test.tables),
         "beams": args.beams,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    if args.json is not None:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(methods_table(record))
-    print(json.dumps(record))
+    record.finish(result, methods_table(result), args.json)
 
 
 if __name__ == "__main__":
