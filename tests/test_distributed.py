@@ -1,35 +1,20 @@
 """Two ranks on the CPU: the losses of a single process, files written once, stopping together."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import finish, start_training
 
-import train
 from mingpt_prefix.distributed import ALONE, World
 
-ROOT = Path(train.__file__).parent
 QUICK = ["--device", "cpu", "--epochs", "2", "--evals", "2", "--dropout", "0"]
 
 
 def start(ranks: int, *flags: str) -> subprocess.Popen:
-    script = str(ROOT / "train.py")
-    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(engine if ranks > 1 else []), script, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    said, complaints = process.communicate(timeout=120)
-    assert process.returncode == 0, complaints
-    return said
+    return start_training(ranks, *flags, stdout=subprocess.PIPE)
 
 
 def log(folder: Path) -> list[dict]:

@@ -5,37 +5,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
+from processes import finish, start_training
 
-import train
-
-ROOT = Path(train.__file__).parent
 COMBINATIONS = [(mode, ranks) for mode in ("prefix", "finetune") for ranks in (1, 2)]
 
 
 def start(ranks: int, *flags: str) -> subprocess.Popen:
-    """train.py, in a process group of its own."""
-    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(engine if ranks > 1 else []), str(ROOT / "train.py"), *flags]
-    threads = "1" if ranks > 1 else str(torch.get_num_threads())
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> None:
-    complaints = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, complaints
+    """In a process group of its own."""
+    return start_training(ranks, *flags, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def is_over(folder: Path) -> bool:

@@ -1,0 +1,23 @@
+"""train.py as a process, alone or under torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def start_training(ranks: int, *flags: str, **popen: object) -> subprocess.Popen:
+    """One thread a process, so that runs of equal settings give equal bytes; stderr is a pipe."""
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(engine if ranks > 1 else []), str(TRAIN), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **popen)
+
+
+def finish(process: subprocess.Popen) -> str | None:
+    """What it said on stdout, if that is a pipe; fails unless it ended well."""
+    said, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, complaints
+    return said
