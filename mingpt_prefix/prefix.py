@@ -21,6 +21,8 @@ from mingpt_prefix.model import GPT2
 from mingpt_prefix.tokenizer import load_tokenizer
 
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
+# Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.
+_KEY_PACE, _VALUE_PACE = 0.5, 2.0
 
 
 def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()) -> nn.Module:
@@ -109,8 +111,8 @@ def _check_length(length: int, config: ModelConfig) -> None:
 class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
-    With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D). Layout and names of
-    the MLP are PEFT's. Initial values depend on `seed` alone, and no other random state is used;
+    With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D), keys at half and
+    values at twice the learning rate. Layout and names of the MLP are PEFT's. Initial values depend on `seed` alone, and no other random state is used;
     `init_scale` multiplies the last weight's. With `start` (L, 2, P, H, D) the rows begin there,
     and what is learned is added. `dropout` acts on the rows in training mode. Raises ConfigError
     for sizes that cannot be.
@@ -136,10 +138,12 @@ class PrefixEncoder(nn.Module):
         self.shape = (config.n_layer, 2, length, config.n_head, config.head_dim)
         generator = torch.Generator().manual_seed(seed)
         if not reparam:
-            self.kv = nn.Parameter(torch.empty(self.shape))
-            nn.init.normal_(self.kv, std=_DIRECT_STD, generator=generator)
-            if start is not None:
-                nn.init.zeros_(self.kv)
+            pace = torch.tensor([_KEY_PACE, _VALUE_PACE]).view(2, 1, 1, 1)
+            self.register_buffer("pace", pace, persistent=False)
+            self.kv = nn.Parameter(torch.zeros(self.shape))
+            if start is None:
+                nn.init.normal_(self.kv, std=_DIRECT_STD, generator=generator)
+                self.kv.data /= pace
             return
         width = config.n_embd
         self.embedding = skip_init(nn.Embedding, length, width)
@@ -162,7 +166,7 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> PrefixKV:
         """The P rows, in the parameters' dtype also under autocast, with their graph."""
-        kv = self.kv if not self.reparam else self._transformed()
+        kv = self._transformed() if self.reparam else self.pace * self.kv
         if self.start is not None:
             kv = kv + self.start
         return PrefixKV.from_tensor(F.dropout(kv, self.dropout, self.training))

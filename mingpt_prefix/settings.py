@@ -49,8 +49,10 @@ class TrainArgs:
     """e2e, sample, files (.csv, .jsonl, .json) or folders; for pretrain .txt or .txt.xz files"""
     prefix_length: int | None = None
     """rows in front of every layer's keys and values"""
-    reparam: bool = True
-    """train the rows through an embedding and an MLP (the paper's way), or directly"""
+    reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """train the rows through an embedding and an MLP: the paper's way, and what models but tiny do"""
+    no_reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """train the rows directly"""
     placement: Placement | None = None
     """prefix: the table and the sentence see the rows; infix: the sentence alone"""
     depth: Depth | None = None
@@ -93,9 +95,18 @@ class TrainArgs:
     """go on with the run in this folder, exactly where it was saved"""
 
 
-_PREFIX_FLAGS = "prefix_length reparam placement depth init_text init prefix_dropout".split()
-_CHOSEN = ("model", "data", "device", "dtype", "attention", "out", "resume", "mode")
+_PREFIX_FLAGS = "prefix_length reparam no_reparam placement depth init_text init prefix_dropout".split()
+_CHOSEN = "model data device dtype attention out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
+
+
+def _given(args: TrainArgs, name: str) -> object:
+    """What the flags say of the setting `name`; a flag's default where they say nothing."""
+    if name != "reparam":
+        return getattr(args, name)
+    if args.reparam and args.no_reparam:
+        raise ConfigError("--reparam and --no-reparam exclude each other")
+    return True if args.reparam else False if args.no_reparam else None
 
 
 def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
@@ -120,7 +131,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
     attention = choose_attention(args.attention, device, DTYPES[dtype])
-    given = {name: getattr(args, name) for name in _RECIPE_FLAGS}
+    given = {name: _given(args, name) for name in _RECIPE_FLAGS}
     if args.init_text is not None:
         given["init"] = args.init or "noise"  # whatever the recipe says
         if args.prefix_length is None:
@@ -178,8 +189,8 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
         raise CheckpointError(f"{args.resume}: this run has ended; nothing is left to do")
     defaults = TrainArgs()
     for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
-        given = getattr(args, name)
-        if given != getattr(defaults, name) and given != getattr(config, name):
+        given = _given(args, name)
+        if given != _given(defaults, name) and given != getattr(config, name):
             raise ConfigError(f"--{flag_name(name)} {given}: the run has {getattr(config, name)}")
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")

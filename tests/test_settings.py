@@ -81,12 +81,23 @@ def test_a_model_that_is_named_is_never_replaced(monkeypatch) -> None:
 
 
 def test_flags_replace_the_recipe_s_settings() -> None:
-    args = TrainArgs(model="tiny", batch_size=4, lr=0.5, reparam=False, seed=7, device="cpu")
+    args = TrainArgs(model="tiny", batch_size=4, lr=0.5, no_reparam=True, seed=7, device="cpu")
     config, _ = resolve(args)
     assert (config.batch_size, config.micro_batch_size, config.lr, config.seed) == (4, 4, 0.5, 7)
     assert not config.reparam
     with pytest.raises(ConfigError, match="--mode pretrain needs"):
         resolve(TrainArgs(mode="pretrain", model="tiny"))
+
+
+def test_rows_of_the_embedded_model_are_trained_directly_unless_flags_say_otherwise() -> None:
+    def resolved(**flags):
+        return resolve(TrainArgs(device="cpu", **flags))[0]
+
+    direct, by_mlp = resolved(model="tiny"), resolved(model="tiny", reparam=True)
+    assert not direct.reparam and by_mlp.reparam and by_mlp.lr < direct.lr
+    assert resolved(model="tiny", depth="embedding").reparam
+    with pytest.raises(ConfigError, match="exclude each other"):
+        resolved(model="tiny", reparam=True, no_reparam=True)
 
 
 def test_settings_survive_json() -> None:
