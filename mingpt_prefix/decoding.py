@@ -8,7 +8,7 @@ and rows that are finished leave the batch.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,10 +22,8 @@ from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.packed import pack
+from mingpt_prefix.sampling import choose_tokens
 
-# The next token of each row (B,), by the logits (B, V), the rows' numbers in the batch (B,), and
-# how many tokens came before.
-Choose = Callable[[Tensor, Tensor, int], Tensor]
 _NO_TOKEN = -1
 
 
@@ -166,44 +164,4 @@ def _generate_batch(
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
         return search_beams(cache, decoding.beams, limits, eos, decoding.length_penalty)
-    return _choose_tokens(cache, limits, eos, _chooser(rows, decoding, model.device))
-
-
-def _choose_tokens(cache: KVCache, limits: Tensor, eos: int, choose: Choose) -> list[list[int]]:
-    """One sequence a row, token after token."""
-    most = int(limits.max())
-    new, counts = limits.new_zeros(len(limits), most), torch.zeros_like(limits)
-    numbers = torch.arange(len(limits), device=limits.device)  # of the rows that are left
-    for step in range(most):
-        tokens = choose(cache.logits, numbers, step)
-        new[numbers, step] = tokens
-        counts[numbers] += tokens != eos
-        going = ((tokens != eos) & (step + 1 < limits[numbers])).nonzero()[:, 0]
-        if not len(going):
-            break
-        if len(going) < len(numbers):
-            numbers, tokens = numbers[going], tokens[going]
-            cache.keep(going)
-        cache.step(tokens)
-    return [ids[:n] for ids, n in zip(new.tolist(), counts.tolist(), strict=True)]
-
-
-def _chooser(rows: list[_Row], decoding: Decoding, device: torch.device) -> Choose:
-    if not decoding.samples:
-        return lambda logits, numbers, step: logits.argmax(-1)
-    most = max(row.limit for row in rows)
-    # Every row has a generator of its own; what it draws is independent of the other rows.
-    generators = (torch.Generator().manual_seed(row.seed) for row in rows)
-    draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
-
-    def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
-        values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
-        shares = (values.double() / (decoding.temperature or 1.0)).softmax(-1)  # largest first
-        if decoding.top_p is not None:
-            # The likeliest tokens that together reach top_p: those with less than it before them.
-            shares *= shares.cumsum(-1) - shares < decoding.top_p
-        sums = shares.cumsum(-1)
-        place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
-        return order.gather(1, place)[:, 0]
-
-    return choose
+    return choose_tokens(cache, limits, eos, decoding, [row.seed for row in rows])
