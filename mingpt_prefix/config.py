@@ -234,7 +234,7 @@ class SampleConfig:
     """so many sentences a table, a line each: the best beams, best first, or samples; a bad table
     gets as many empty lines"""
     scores: bool = False
-    """begin each sentence's line with its score and a tab: its log-probability (beams: so divided)"""
+    """begin each line with the sentence's score and a tab: its log-probability (beams: divided)"""
     device: str = "auto"
     """auto, cpu or cuda"""
     dtype: str = "auto"
