@@ -60,7 +60,7 @@ BANS = [
     {"no_repeat_ngram_size": 1, "max_new_tokens": 15},
     {"no_repeat_ngram_size": 2},
     {"no_repeat_ngram_size": 40},
-    {"min_new_tokens": 20, "max_new_tokens": 30},
+    {"min_new_tokens": 40, "max_new_tokens": 45},
     {"no_repeat_ngram_size": 3, "min_new_tokens": 20, "max_new_tokens": 20},
 ]
 
