@@ -69,7 +69,7 @@ def choose_tokens(
 
 def _likeliest(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
     tokens = logits.argmax(-1)
-    return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _sampler(seeds: Sequence[int], most: int, decoding: Decoding, device: torch.device) -> Choose:

@@ -100,19 +100,35 @@ def test_same_beams_under_other_rules(
 # The same tokens as without a cache, and in whatever batch
 
 
-def greedy_uncached(model: GPT2, prompt: list[int], prefix: PrefixKV | None) -> list[int]:
-    new: list[int] = []
-    while len(new) < MOST:
-        best = int(model.logits([[*prompt, *new]], prefix)[0][-1].argmax())
-        if best == EOS:
-            break
-        new.append(best)
-    return new
+class Uncached:
+    """What `KVCache` does, by running all tokens of every row through the model at each step."""
+
+    def __init__(self, model, prompts, prefix, prefix_ids, limits, prefix_from) -> None:
+        self.model, self.prefix, self.rows = model, prefix, [list(ids) for ids in prompts]
+        assert set(prefix_ids) == {0} and prefix_from is None
+        self.run()
+
+    def run(self) -> None:
+        rows = self.model.logits(self.rows, self.prefix)
+        self.logits = torch.stack([logits[-1] for logits in rows]).float()
+
+    def step(self, tokens: Tensor) -> None:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        self.run()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[rows]
 
 
-def test_cached_is_as_uncached(model, prefix, prompts) -> None:
-    ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST)
-    assert ours == [greedy_uncached(model, prompt, prefix) for prompt in prompts[:20]]
+@pytest.mark.parametrize(
+    "how", [{}, {"beams": 5}, {"temperature": 1.0}], ids=["greedy", "beams", "sample"]
+)
+def test_cached_is_as_uncached(model, prefix, prompts, how: dict, monkeypatch) -> None:
+    ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how)
+    assert_varied(ours)
+    monkeypatch.setattr("mingpt_prefix.decoding.KVCache", Uncached)
+    assert generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how) == ours
 
 
 @pytest.mark.parametrize(
