@@ -1,10 +1,11 @@
 """Which tokens may not come next: rules of transformers' `generate`, for rows of ragged prompts.
 
-    bans = Bans(prompts, Decoding(no_repeat_ngram_size=3, min_new_tokens=5), eos, vocab_size)
+    rules = Decoding(no_repeat_ngram_size=3, min_new_tokens=5)
+    bans = Bans(prompts, rules, eos, vocab_size, device)
     logits = bans(cache.logits, numbers, new)
 
-No n tokens in a row come twice in a prompt and what follows it, the prompt's own among them; and
-the end token does not come before so many others.
+What follows a prompt repeats no run of n tokens, of the prompt or its own (an end token in the
+prompt counts as any other); and the end token does not come before a minimum of others.
 """
 
 import math

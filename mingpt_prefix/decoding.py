@@ -71,17 +71,8 @@ def generate(
     `generate_scored` gives them apart, with their scores. `beams` to `top_p`, and the last three,
     are the settings of `Decoding`; the others, and what is raised, are as in `generate_scored`.
     """
-    decoding = Decoding(
-        beams,
-        max_new_tokens,
-        length_penalty,
-        temperature,
-        top_k,
-        top_p,
-        no_repeat_ngram_size,
-        min_new_tokens,
-        num_return_sequences,
-    )
+    how = (beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
+    decoding = Decoding(*how, no_repeat_ngram_size, min_new_tokens, num_return_sequences)
     found = generate_scored(
         model,
         prompts,
