@@ -107,9 +107,8 @@ def generate_scored(
     prompt gets fewer than `max_new_tokens`, or none, where `n_positions` leave no room behind
     prefix and prompt.
 
-    What a prompt gets depends neither on the others of its batch nor on `batch_size`. Samples
-    depend on the seed, one for all or one for each prompt, and on the prompt; one that is given
-    twice gets two different samples.
+    What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
+    on the seed, one for all or one for each prompt, and on the prompt; given twice it gets others.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does
