@@ -2,23 +2,27 @@
 
 python sample.py --table "name[The Mill], eatType[pub]"
 python sample.py --input tables.txt --run runs/prefix-tiny-1 --beams 5
+python sample.py --input tables.txt --beams 5 --num-return-sequences 3 --scores
 generate_tables | python sample.py --input - --temperature 0.8
 
-Sentences go to stdout, one line a table; all else goes to stderr. Of many tables a bad one gets an
-empty line, and the exit code is 1 at the end.
+Sentences go to stdout, one line a table (or --num-return-sequences lines); all else goes to stderr.
+Of many tables a bad one gets empty lines in their place, and the exit code is 1 at the end.
 """
 
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from mingpt_prefix.config import SampleConfig
 from mingpt_prefix.console import parse, run_script
 from mingpt_prefix.errors import ConfigError, DataError, TableError
 from mingpt_prefix.readers import iter_tables
 from mingpt_prefix.tables import printable
+
+if TYPE_CHECKING:
+    from mingpt_prefix.describe import Sentence
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
@@ -54,7 +58,7 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
             print(f"Writing by {writer.origin}.", file=sys.stderr)
         # A seed of its own for each line, so that equal tables are sampled differently.
         seeds = [config.seed * 1_000_003 + number for number, _ in good]
-        written = writer.write([table for _, table in good], decoding, seeds)
+        written = writer.write_scored([table for _, table in good], decoding, seeds)
         results = {**dict(chunk), **dict(zip((n for n, _ in good), written, strict=True))}
         for number, result in results.items():
             if isinstance(result, TableError):
@@ -62,11 +66,19 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
                     raise result
                 failed = True
                 print(f"sample.py: line {number}: {result}", file=sys.stderr)
-            print("" if isinstance(result, TableError) else result)
+            for line in lines_of(result, config):
+                print(line)
         sys.stdout.flush()
     if writer is None:
         raise DataError(f"{printable(config.input, 200)}: no tables in it")
     return int(failed)
+
+
+def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> list[str]:
+    """What is printed for one table."""
+    if isinstance(result, TableError):
+        return [""] * config.num_return_sequences
+    return [f"{s.score:.4f}\t{s.text}" if config.scores else s.text for s in result]
 
 
 @contextlib.contextmanager

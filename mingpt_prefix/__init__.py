@@ -11,12 +11,15 @@ A name is imported from its module when it is first used, so that importing the 
 from importlib import import_module
 
 _MODULES = {
+    "Decoding": "config",
     "GPT2": "model",
     "MingptPrefixError": "errors",
     "PrefixKV": "batch",
+    "Scored": "scored",
     "Table": "tables",
     "TableError": "errors",
     "generate": "decoding",
+    "generate_scored": "decoding",
     "load_model": "weights",
     "load_prefix": "prefix_file",
     "parse_table": "tables",

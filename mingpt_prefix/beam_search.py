@@ -9,7 +9,10 @@ transformers calls early_stopping=False).
 import torch
 from torch import Tensor
 
+from mingpt_prefix.bans import Bans
+from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.scored import Scored
 
 # Lower than any sequence's score: the very number transformers uses, so that sums round alike.
 _NEVER = -1e9
@@ -31,14 +34,14 @@ class Beams:
         self.done_lengths = limits.new_zeros(len(limits), beams)
         self.scores[:, 0] = 0.0  # all beams begin alike: only the first is gone on from
 
-    def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Append token number `step` (from 0) to every running sequence, by the logits (R * n, V).
+    def advance(self, shares: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Append token number `step` (from 0) to every running sequence.
 
-        Returns which of the running sequences (R, n) each new one goes on from, and which prompts
-        (R,) are not done.
+        `shares` (R * n, V): log-probabilities of what may be appended. Returns which of the running
+        sequences (R, n) each new one goes on from, and which prompts (R,) are not done.
         """
-        (n_prompts, beams), vocab_size = self.scores.shape, logits.shape[1]
-        totals = logits.log_softmax(-1).view(n_prompts, beams, vocab_size) + self.scores[:, :, None]
+        (n_prompts, beams), vocab_size = self.scores.shape, shares.shape[1]
+        totals = shares.view(n_prompts, beams, vocab_size) + self.scores[:, :, None]
         # At most one end token follows each beam, so that n of the 2n best can go on.
         totals, best = totals.flatten(1).topk(2 * beams)  # (R, 2n)
         parents, tokens = best // vocab_size, best % vocab_size
@@ -61,6 +64,16 @@ class Beams:
         self.done = _select(torch.cat([self.done, sequences], 1), best)
         self.done_lengths = torch.cat([self.done_lengths, ends * length], 1).gather(1, best)
 
+    def best(self, prompts: Tensor, wanted: int) -> list[list[Scored]]:
+        """The best finished sequences of these of the present prompts, by index."""
+        names = ("done", "done_lengths", "done_scores")
+        found = (getattr(self, name)[prompts, :wanted].flatten(0, 1).tolist() for name in names)
+        sequences = []
+        for ids, length, score in zip(*found, strict=True):
+            ids = ids[:length]
+            sequences.append(Scored(ids[: ids.index(self.eos)] if self.eos in ids else ids, score))
+        return [sequences[i : i + wanted] for i in range(0, len(sequences), wanted)]
+
     def keep(self, prompts: Tensor) -> None:
         """Go on with these of the present prompts, by index."""
         for name in ("limits", "running", "scores", "done", "done_scores", "done_lengths"):
@@ -73,19 +86,24 @@ def _select(sequences: Tensor, index: Tensor) -> Tensor:
 
 
 def search_beams(
-    cache: KVCache, beams: int, limits: Tensor, eos: int, length_penalty: float
-) -> list[list[int]]:
-    """The best sequence of each prompt in the cache, without its end token."""
+    cache: KVCache, limits: Tensor, eos: int, decoding: Decoding, bans: Bans
+) -> list[list[Scored]]:
+    """The best sequences of each prompt in the cache, best first, without their end tokens.
+
+    What `bans` takes away is not shared out among the other tokens.
+    """
+    beams, wanted = decoding.beams, decoding.num_return_sequences
     numbers = torch.arange(len(limits), device=limits.device)  # of the prompts that are left
-    results: list[list[int]] = [[] for _ in limits]
+    results: list[list[Scored]] = [[] for _ in limits]
     cache.keep(numbers.repeat_interleave(beams))
-    state = Beams(beams, limits, eos, length_penalty)
+    state = Beams(beams, limits, eos, decoding.length_penalty)
     for step in range(int(limits.max())):
-        parents, going = state.advance(cache.logits, step)
+        said = state.running[:, :, :step].flatten(0, 1)
+        shares = bans(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
+        parents, going = state.advance(shares, step)
         over, going = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
-        best, lengths = state.done[over, 0].tolist(), state.done_lengths[over, 0].tolist()
-        for number, ids, length in zip(numbers[over].tolist(), best, lengths, strict=True):
-            results[number] = ids[: length - (ids[length - 1] == eos)]
+        for number, sequences in zip(numbers[over].tolist(), state.best(over, wanted), strict=True):
+            results[number] = sequences
         if not len(going):
             break
         cache.keep((going[:, None] * beams + parents[going]).flatten())

@@ -164,7 +164,8 @@ def flag_name(name: str) -> str:
 @dataclass(frozen=True)
 class Decoding:
     """How new tokens are chosen: by beam search; with one beam greedily, or by sampling where there
-    is a temperature, top-k or top-p."""
+    is a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
+    twice, the prompt counted. `num_return_sequences`: of beams the best so many, or samples."""
 
     beams: int = 1
     max_new_tokens: int = 100
@@ -172,9 +173,12 @@ class Decoding:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    num_return_sequences: int = 1
 
     def __post_init__(self):
-        for name in ("beams", "max_new_tokens", "temperature", "top_k"):
+        for name in ("beams", "max_new_tokens", "temperature", "top_k", "num_return_sequences"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{flag_name(name)} must be positive, not {value}")
@@ -184,6 +188,12 @@ class Decoding:
             raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
         if self.beams > 1 and self.samples:
             raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
+        if self.no_repeat_ngram_size < 0:
+            raise ConfigError(f"no-repeat-ngram-size is negative: {self.no_repeat_ngram_size}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigError("min-new-tokens must lie in [0, max-new-tokens]")
+        if self.num_return_sequences > self.beams and not self.samples:
+            raise ConfigError("num-return-sequences needs as many beams, or sampling")
 
     @property
     def samples(self) -> bool:
@@ -216,6 +226,15 @@ class SampleConfig:
     max_new_tokens: int = 100
     length_penalty: float = 1.0
     """beam search: a sentence's log-probability is divided by its length to this power"""
+    no_repeat_ngram_size: int = 0
+    """no run of so many tokens comes twice, the table's own text counted; 0: any may"""
+    min_new_tokens: int = 0
+    """so many tokens at least before a sentence may end"""
+    num_return_sequences: int = 1
+    """so many sentences a table, a line each: the best beams, best first, or samples; a bad table
+    gets as many empty lines"""
+    scores: bool = False
+    """begin each line with the sentence's score and a tab: its log-probability (beams: divided)"""
     device: str = "auto"
     """auto, cpu or cuda"""
     dtype: str = "auto"

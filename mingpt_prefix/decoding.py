@@ -1,6 +1,9 @@
 """New tokens after ragged prompts: greedy, sampled, or by beam decoding.
 
     generate(model, [tokenizer.encode(text)], prefix, beams=5)  # one list of new ids a prompt
+    several = Decoding(beams=5, num_return_sequences=3)
+    ((best, second, third),) = generate_scored(model, [tokenizer.encode(text)], prefix, several)
+    best.ids, best.score
 
 A batch's prompts go through the model packed, once; then every step takes one token of each row,
 and rows that are finished leave the batch.
@@ -8,13 +11,14 @@ and rows that are finished leave the batch.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mingpt_prefix.bans import Bans
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.beam_search import search_beams
 from mingpt_prefix.config import Decoding
@@ -22,23 +26,23 @@ from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.packed import pack
+from mingpt_prefix.sampling import choose_tokens
+from mingpt_prefix.scored import Scored
 
-# The next token of each row (B,), by the logits (B, V), the rows' numbers in the batch (B,), and
-# how many tokens came before.
-Choose = Callable[[Tensor, Tensor, int], Tensor]
+GREEDY = Decoding()
 _NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
 class _Row:
     """A prompt; its prefix (-1: none), and from which token on it is seen (None: it stands in
-    front); how many new tokens it may get, and the seed of their draws."""
+    front); how many new tokens it may get, and the seed of each of its samples."""
 
     ids: list[int]
     prefix_id: int
     prefix_from: int | None
     limit: int
-    seed: int
+    seeds: list[int]
 
 
 def generate(
@@ -56,32 +60,67 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int = 32,
     prefix_from: Sequence[int] | Tensor | None = None,
+    *,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    num_return_sequences: int = 1,
 ) -> list[list[int]]:
     """The new ids of each prompt, in the order of the prompts, without the end token.
 
+    Of several `num_return_sequences` a prompt's come one after the other, as from transformers;
+    `generate_scored` gives them apart, with their scores. `beams` to `top_p`, and the last three,
+    are the settings of `Decoding`; the others, and what is raised, are as in `generate_scored`.
+    """
+    how = (beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
+    decoding = Decoding(*how, no_repeat_ngram_size, min_new_tokens, num_return_sequences)
+    found = generate_scored(
+        model,
+        prompts,
+        prefix,
+        decoding,
+        prefix_ids=prefix_ids,
+        prefix_from=prefix_from,
+        eos=eos,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [sequence.ids for of_prompt in found for sequence in of_prompt]
+
+
+def generate_scored(
+    model: GPT2,
+    prompts: Sequence[Sequence[int] | Tensor],
+    prefix: PrefixKV | None = None,
+    decoding: Decoding = GREEDY,
+    *,
+    prefix_ids: Sequence[int] | Tensor | None = None,
+    prefix_from: Sequence[int] | Tensor | None = None,
+    eos: Literal["model"] | int | None = "model",
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 32,
+) -> list[list[Scored]]:
+    """Of each prompt `decoding.num_return_sequences` sequences and their scores, beams best first.
+
     `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all.
     `prefix_from` (B,): the first token of each prompt that sees it, and it moves no positions then;
-    None means that it stands in front. `eos`:
-    the model's own end token, another id, or None. One beam is greedy, or samples where there is a
-    `temperature`, `top_k` or `top_p`; for more see `beam_search`. A prompt gets fewer than
-    `max_new_tokens`, or none, where `n_positions` leave no room behind prefix and prompt.
+    None means that it stands in front. `eos`: the model's own end token, another id, or None. A
+    prompt gets fewer than `max_new_tokens`, or none, where `n_positions` leave no room behind
+    prefix and prompt.
 
-    What a prompt gets depends neither on the others of its batch nor on `batch_size`. Samples
-    depend on the seed, one for all or one for each prompt, and on the prompt; one that is given
-    twice gets two different samples.
+    What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
+    on the seed, one for all or one for each prompt, and on the prompt; given twice it gets others.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does
             not fit in the model's `n_positions`.
         PrefixError: for a prefix of another model's shape.
     """
-    decoding = Decoding(beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
     if batch_size < 1:
         raise ConfigError(f"batch-size must be positive, not {batch_size}")
     eos = model.config.eos_token_id if eos == "model" else _NO_TOKEN if eos is None else eos
     prefix = _fitting(model, prefix)
-    rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, max_new_tokens, seed)
-    results: list[list[int]] = [[] for _ in rows]
+    rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, decoding, seed)
+    results = [[Scored([], 0.0)] * decoding.num_return_sequences for _ in rows]
     # Prompts of like length go together: their block tables are the narrowest.
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
     was_training = model.training
@@ -92,8 +131,8 @@ def generate(
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 new = _generate_batch(model, [rows[i] for i in batch], prefix, decoding, eos)
-                for i, ids in zip(batch, new, strict=True):
-                    results[i] = ids
+                for i, sequences in zip(batch, new, strict=True):
+                    results[i] = sequences
     finally:
         model.train(was_training)
     return results
@@ -118,7 +157,7 @@ def _make_rows(
     prefix: PrefixKV,
     prefix_ids: Sequence[int] | Tensor | None,
     prefix_from: Sequence[int] | Tensor | None,
-    max_new_tokens: int,
+    decoding: Decoding,
     seed: int | Sequence[int],
 ) -> list[_Row]:
     config, prefix_lengths = model.config, [*prefix.lengths.tolist(), 0]  # -1: the last, of 0 rows
@@ -140,9 +179,9 @@ def _make_rows(
         _check_prompt(number, ids, room, config.vocab_size)
         key = (seeds[number], times[seeds[number], *ids], *ids)
         times[seeds[number], *ids] += 1
-        row_seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-        limit = min(max_new_tokens, room)
-        rows.append(_Row(ids, prefix_ids[number], first[number], limit, row_seed))
+        own = [_seed(key, draw) for draw in range(decoding.num_return_sequences)]
+        limit = min(decoding.max_new_tokens, room)
+        rows.append(_Row(ids, prefix_ids[number], first[number], limit, own))
     return rows
 
 
@@ -156,54 +195,21 @@ def _check_prompt(number: int, ids: list[int], room: int, vocab_size: int) -> No
         raise ConfigError(f"prompts: {what} and its prefix")
 
 
+def _seed(*key: object) -> int:
+    """A number of 56 bits that looks random, the same for equal keys."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+
+
 def _generate_batch(
     model: GPT2, rows: list[_Row], prefix: PrefixKV, decoding: Decoding, eos: int
-) -> list[list[int]]:
+) -> list[list[Scored]]:
     prompts, prefix_ids = [row.ids for row in rows], [row.prefix_id for row in rows]
-    room = [row.limit * decoding.beams for row in rows]
+    width = max(decoding.beams, decoding.num_return_sequences)
+    room = [row.limit * width for row in rows]
     first = None if rows[0].prefix_from is None else [row.prefix_from for row in rows]
     cache = KVCache(model, prompts, prefix, prefix_ids, room, first)
+    bans = Bans(prompts, decoding, eos, model.config.vocab_size, model.device)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
-        return search_beams(cache, decoding.beams, limits, eos, decoding.length_penalty)
-    return _choose_tokens(cache, limits, eos, _chooser(rows, decoding, model.device))
-
-
-def _choose_tokens(cache: KVCache, limits: Tensor, eos: int, choose: Choose) -> list[list[int]]:
-    """One sequence a row, token after token."""
-    most = int(limits.max())
-    new, counts = limits.new_zeros(len(limits), most), torch.zeros_like(limits)
-    numbers = torch.arange(len(limits), device=limits.device)  # of the rows that are left
-    for step in range(most):
-        tokens = choose(cache.logits, numbers, step)
-        new[numbers, step] = tokens
-        counts[numbers] += tokens != eos
-        going = ((tokens != eos) & (step + 1 < limits[numbers])).nonzero()[:, 0]
-        if not len(going):
-            break
-        if len(going) < len(numbers):
-            numbers, tokens = numbers[going], tokens[going]
-            cache.keep(going)
-        cache.step(tokens)
-    return [ids[:n] for ids, n in zip(new.tolist(), counts.tolist(), strict=True)]
-
-
-def _chooser(rows: list[_Row], decoding: Decoding, device: torch.device) -> Choose:
-    if not decoding.samples:
-        return lambda logits, numbers, step: logits.argmax(-1)
-    most = max(row.limit for row in rows)
-    # Every row has a generator of its own; what it draws is independent of the other rows.
-    generators = (torch.Generator().manual_seed(row.seed) for row in rows)
-    draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
-
-    def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
-        values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
-        shares = (values.double() / (decoding.temperature or 1.0)).softmax(-1)  # largest first
-        if decoding.top_p is not None:
-            # The likeliest tokens that together reach top_p: those with less than it before them.
-            shares *= shares.cumsum(-1) - shares < decoding.top_p
-        sums = shares.cumsum(-1)
-        place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
-        return order.gather(1, place)[:, 0]
-
-    return choose
+        return search_beams(cache, limits, eos, decoding, bans)
+    return choose_tokens(cache, limits, eos, decoding, bans, [row.seeds for row in rows])

@@ -4,16 +4,22 @@ describe(model, load_tokenizer("gpt2"), [parse_table("name[The Mill]")], prefix)
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mingpt_prefix.batch import PrefixKV, encode_prompt
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate
+from mingpt_prefix.decoding import GREEDY, generate_scored
 from mingpt_prefix.errors import TableError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import TEXT_FORMAT, Table
 from mingpt_prefix.tokenizer import Tokenizer
 
-GREEDY = Decoding()
+
+class Sentence(NamedTuple):
+    """One line of text, and its score as `Scored` has it."""
+
+    text: str
+    score: float
 
 
 def describe(
@@ -26,7 +32,25 @@ def describe(
     seeds: Sequence[int] | None = None,
     placement: str = "prefix",
 ) -> list[str | TableError]:
-    """One line of text a table, or what is wrong with it: a table may be too long.
+    """One line of text a table, the first of those by `describe_scored`, or what is wrong."""
+    found = describe_scored(
+        model, tokenizer, tables, prefix, decoding, text_format, seeds, placement
+    )
+    return [said if isinstance(said, TableError) else said[0].text for said in found]
+
+
+def describe_scored(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    tables: Sequence[Table],
+    prefix: PrefixKV | None = None,
+    decoding: Decoding = GREEDY,
+    text_format: str = TEXT_FORMAT,
+    seeds: Sequence[int] | None = None,
+    placement: str = "prefix",
+) -> list[list[Sentence] | TableError]:
+    """`decoding.num_return_sequences` sentences a table, or what is wrong with it: one may be too
+    long.
 
     `seeds` (one a table) are for sampling; as an infix, the prefix is seen from the separator on.
 
@@ -38,22 +62,19 @@ def describe(
     rows = 0 if prefix is None or is_infix else int(prefix.lengths[0])
     room = model.config.n_positions - rows - 1  # for the prompt and one new token
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-    new = generate(
+    new = generate_scored(
         model,
         [prompts[i] for i in fitting],
         prefix,
+        decoding,
         prefix_from=[len(prompts[i]) - 1 for i in fitting] if is_infix else None,
-        beams=decoding.beams,
-        max_new_tokens=decoding.max_new_tokens,
-        length_penalty=decoding.length_penalty,
         eos=tokenizer.eos,
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
         seed=0 if seeds is None else [seeds[i] for i in fitting],
     )
-    texts = (one_line(tokenizer.decode(ids)) for ids in new)
-    said: dict[int, str | TableError] = dict(zip(fitting, texts, strict=True))
+    said: dict[int, list[Sentence] | TableError] = {
+        i: [Sentence(one_line(tokenizer.decode(ids)), score) for ids, score in sequences]
+        for i, sequences in zip(fitting, new, strict=True)
+    }
     for i, prompt in enumerate(prompts):
         if len(prompt) > room:
             what = f"the table has {len(prompt)} tokens, and the model has room for {room}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from mingpt_prefix import tiny
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import MODELS, Decoding, SampleConfig
-from mingpt_prefix.describe import describe
+from mingpt_prefix.describe import Sentence, describe_scored
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
@@ -35,14 +35,22 @@ class Writer:
     def write(
         self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
     ) -> list[str | TableError]:
-        """One line of text a table, or what is wrong with it: a table may be too long.
+        """One line of text a table, the first of those by `write_scored`, or what is wrong."""
+        found = self.write_scored(tables, decoding, seeds)
+        return [said if isinstance(said, TableError) else said[0].text for said in found]
+
+    def write_scored(
+        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[list[Sentence] | TableError]:
+        """`decoding.num_return_sequences` sentences a table, or what is wrong with it: one may be
+        too long.
 
         `seeds` (one a table) are for sampling.
 
         Raises:
             ConfigError: for a text format that this version does not know.
         """
-        return describe(
+        return describe_scored(
             self.model,
             self.tokenizer,
             tables,

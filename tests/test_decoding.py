@@ -1,9 +1,6 @@
-"""Decoding: token for token what transformers' `generate` gives, alone or behind a prefix.
+"""Decoding: token for token what transformers' `generate` gives, alone or behind PEFT's prefix.
 
-The peers run one prompt at a time, unpadded; ours run in ragged batches. The model is a little one
-whose outputs are varied and end, in float64: a random GPT-2 of the usual kind repeats one token.
-The prefix is put into transformers' cache here, and positions are moved, as PEFT means to do: the
-`generate` of PEFT 0.21 loses its prefix under a transformers that calls the cache `cache`.
+The peers run one prompt at a time, unpadded; ours run in ragged batches.
 """
 
 import math
@@ -11,112 +8,74 @@ from collections import Counter
 
 import pytest
 import torch
+from decoding_peers import (
+    CONFIG,
+    EOS,
+    MOST,
+    SHAPE,
+    assert_ending,
+    assert_varied,
+    make_model,
+    make_peer,
+    make_prefix,
+    make_prompts,
+    theirs,
+)
 from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.model import GPT2
 
-P, MOST, EOS = 4, 50, 60
-CONFIG = ModelConfig(2, 2, 32, vocab_size=61, n_positions=96, eos_token_id=EOS, tokenizer=None)
-SHAPE = (CONFIG.n_layer, 2, P, CONFIG.n_head, CONFIG.head_dim)
+# PEFT calls transformers in ways that it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model, generator = GPT2(CONFIG), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2, generator=generator)
-            if "ln_" in name and name.endswith("weight"):
-                parameter.fill_(1.0)
-        model.wpe.weight *= 10.0  # outputs vary with the position
-        model.wte.weight[EOS] *= 2.2  # and end
-    return model.double().requires_grad_(False).eval()
+    return make_model()
 
 
 @pytest.fixture(scope="module")
 def prefix() -> PrefixKV:
-    generator = torch.Generator().manual_seed(0)
-    return PrefixKV.from_tensor(2 * torch.randn(SHAPE, generator=generator, dtype=torch.double))
+    return make_prefix()
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 31, (50,), generator=generator).tolist()
-    return [torch.randint(EOS, (length,), generator=generator).tolist() for length in lengths]
+    return make_prompts()
 
 
 # The same tokens as the peers
 
 
-def make_peer(model: GPT2, prefix: PrefixKV | None):
-    """transformers' model of the same weights, its `generate` behind the prefix."""
-    transformers = pytest.importorskip("transformers")
-
-    class Peer(transformers.GPT2LMHeadModel):
-        def prepare_inputs_for_generation(self, *args, **kwargs):
-            inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-            if prefix is None:
-                return inputs
-            cache = inputs["cache"] if "cache" in inputs else inputs["past_key_values"]
-            if cache.get_seq_length() == 0:
-                for layer, rows in enumerate(prefix.kv.transpose(2, 3)):  # (2, H, P, D)
-                    rows = rows[:, None].expand(-1, len(inputs["input_ids"]), -1, -1, -1)
-                    cache.update(*rows, layer)
-            inputs["position_ids"] = inputs["position_ids"] + P
-            inputs["attention_mask"] = None  # nothing is padded
-            return inputs
-
-    config = transformers.GPT2Config(
-        n_layer=CONFIG.n_layer,
-        n_head=CONFIG.n_head,
-        n_embd=CONFIG.n_embd,
-        vocab_size=CONFIG.vocab_size,
-        n_positions=CONFIG.n_positions,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-    )
-    peer = Peer(config).double().eval()
-    weights = {f"transformer.{name}": tensor for name, tensor in model.state_dict().items()}
-    peer.load_state_dict(weights, strict=False)
-    peer.tie_weights()
-    return peer
-
-
-def theirs(peer, prompt: list[int], eos: int | None = EOS, **flags) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = peer.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        eos_token_id=eos,
-        pad_token_id=EOS,
-        early_stopping=False,
-        **{"max_new_tokens": MOST, **flags},
-    )
-    new = out[0, len(prompt) :].tolist()
-    return new[: new.index(EOS)] if eos is not None and EOS in new else new
-
-
-def assert_telling(outputs: list[list[int]]) -> None:
-    """That equal outputs mean something: they end, and they vary."""
-    assert sum(len(ids) < MOST for ids in outputs) >= len(outputs) / 2
-    assert sum(len(set(ids)) for ids in outputs) / len(outputs) >= 10
-    assert len(set(map(tuple, outputs))) > len(outputs) / 2
-
-
-@pytest.mark.parametrize("with_prefix", [False, True], ids=["alone", "prefix"])
 @pytest.mark.parametrize("beams", [1, 5])
-def test_same_tokens_as_transformers(model, prefix, prompts, beams: int, with_prefix: bool) -> None:
-    prefix = prefix if with_prefix else None
+def test_same_tokens_as_transformers(model, prefix, prompts, beams: int) -> None:
     ours = generate(model, prompts, prefix, beams=beams, max_new_tokens=MOST)
     peer = make_peer(model, prefix)
-    assert_telling(ours)
+    assert_varied(ours)
+    assert_ending(ours)
+    assert len(ours) == 50
     assert ours == [theirs(peer, prompt, num_beams=beams) for prompt in prompts]
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_same_tokens_without_end_tokens(model, prefix, prompts, beams: int) -> None:
+    ours = generate(model, prompts, prefix, beams=beams, max_new_tokens=25, eos=None)
+    peer = make_peer(model, prefix)
+    assert_varied(ours)
+    assert any(EOS in ids for ids in ours) and len(ours) == 50
+    rules = dict(num_beams=beams, max_new_tokens=25)
+    assert ours == [theirs(peer, prompt, None, **rules) for prompt in prompts]
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_same_tokens_without_a_prefix(model, prompts, beams: int) -> None:
+    ours = generate(model, prompts[:20], beams=beams, max_new_tokens=MOST)
+    peer = make_peer(model, None)
+    assert_varied(ours)
+    assert ours == [theirs(peer, prompt, num_beams=beams) for prompt in prompts[:20]]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +85,6 @@ def test_same_tokens_as_transformers(model, prefix, prompts, beams: int, with_pr
         (3, 2.0, 20, EOS),
         (4, -1.0, 12, EOS),
         (2, 1.0, 1, EOS),
-        (5, 1.0, 15, None),
     ],
 )
 def test_same_beams_under_other_rules(
@@ -142,19 +100,35 @@ def test_same_beams_under_other_rules(
 # The same tokens as without a cache, and in whatever batch
 
 
-def greedy_uncached(model: GPT2, prompt: list[int], prefix: PrefixKV | None) -> list[int]:
-    new: list[int] = []
-    while len(new) < MOST:
-        best = int(model.logits([[*prompt, *new]], prefix)[0][-1].argmax())
-        if best == EOS:
-            break
-        new.append(best)
-    return new
+class Uncached:
+    """What `KVCache` does, by running all tokens of every row through the model at each step."""
+
+    def __init__(self, model, prompts, prefix, prefix_ids, limits, prefix_from) -> None:
+        self.model, self.prefix, self.rows = model, prefix, [list(ids) for ids in prompts]
+        assert set(prefix_ids) == {0} and prefix_from is None
+        self.run()
+
+    def run(self) -> None:
+        rows = self.model.logits(self.rows, self.prefix)
+        self.logits = torch.stack([logits[-1] for logits in rows]).float()
+
+    def step(self, tokens: Tensor) -> None:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        self.run()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[rows]
 
 
-def test_cached_is_as_uncached(model, prefix, prompts) -> None:
-    ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST)
-    assert ours == [greedy_uncached(model, prompt, prefix) for prompt in prompts[:20]]
+@pytest.mark.parametrize(
+    "how", [{}, {"beams": 5}, {"temperature": 1.0}], ids=["greedy", "beams", "sample"]
+)
+def test_cached_is_as_uncached(model, prefix, prompts, how: dict, monkeypatch) -> None:
+    ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how)
+    assert_varied(ours)
+    monkeypatch.setattr("mingpt_prefix.decoding.KVCache", Uncached)
+    assert generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how) == ours
 
 
 @pytest.mark.parametrize(

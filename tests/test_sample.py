@@ -130,6 +130,27 @@ def test_sampling_by_seed(call) -> None:
     assert sentence(1) == sentence(1) != sentence(2)
 
 
+def test_several_sentences_a_table(call, place) -> None:
+    place.joinpath("tables").write_text(f"{TABLE}\nname[\na[b]", encoding="utf-8")
+    flags = ("--input", "tables", *ON_PREFIX, "--beams", "5", "--num-return-sequences", "3")
+    code, out, _ = call(*flags)
+    assert code == 1 and [bool(line) for line in out] == [True] * 3 + [False] * 3 + [True] * 3
+    assert out[0] == expected_text(place, TABLE, beams=5) and len(set(out[:3])) == 3
+    scored = [line.split("\t") for line in call(*flags, "--scores")[1]]
+    assert [fields[-1] for fields in scored] == out and scored[3:6] == [[""]] * 3
+    scores = [float(fields[0]) for fields in scored[:3]]
+    assert 0 > scores[0] >= scores[1] >= scores[2]
+    one = call("--input", "tables", *ON_PREFIX, "--beams", "5", "--scores")[1]
+    assert one == ["\t".join(scored[0]), "", "\t".join(scored[6])]
+
+
+def test_flags_that_ban(call, place) -> None:
+    bans = {"no_repeat_ngram_size": 1, "min_new_tokens": 8}
+    flags = ("--no-repeat-ngram-size", "1", "--min-new-tokens", "8")
+    banned = call("--table", TABLE, *ON_PREFIX, *flags)[1]
+    assert banned == [expected_text(place, TABLE, **bans)] != [expected_text(place, TABLE)]
+
+
 def test_many_tables_and_bad_ones_among_them(call, place) -> None:
     lines = [TABLE, "", '{"table": {"name": "The Mill"}}', "name[", f"area[{'far ' * 120}]", "a[b]"]
     place.joinpath("tables").write_text("\n".join(lines), encoding="utf-8")
@@ -280,6 +301,8 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--top-k", "-1"), "top-k must be positive"),
         (("--table", TABLE, "--top-p", "2"), "top-p must lie in (0, 1]"),
         (("--table", TABLE, "--beams", "2", "--top-k", "3"), "beams above 1 exclude"),
+        (("--table", TABLE, "--num-return-sequences", "2"), "needs as many beams, or sampling"),
+        (("--table", TABLE, "--min-new-tokens", "9"), "must lie in [0, max-new-tokens]"),
         (("--table", TABLE, "--model", "gpt9"), "unknown model 'gpt9'"),
         (("--table", TABLE, "--model", ""), "unknown model ''"),
         (("--table", TABLE, "--model", "model", "--device", "abacus"), "device 'abacus'"),
