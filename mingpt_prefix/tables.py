@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.printing import escape, printable
 
 TEXT_FORMAT = "bar-v1"
 MAX_TABLE_CHARS = 8_000
@@ -123,12 +124,6 @@ def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:
     return " " + " ".join(text.split())
 
 
-def printable(text: str, limit: int = 40) -> str:
-    """Cut foreign text to `limit` characters, with what a terminal cannot show escaped."""
-    shown = _escape(text[:limit])
-    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
-
-
 def _mistake_in_pair(name: object, value: object) -> str | None:
     """Say why a pair cannot be written as `name[value]`, beyond what `parse_table` will see."""
     if not isinstance(name, str):
@@ -188,14 +183,7 @@ def _check_format(text_format: str) -> None:
         )
 
 
-def _escape(text: str) -> str:
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def _error(what: str, text: str, position: int) -> TableError:
-    before = _escape(text[max(0, position - _CONTEXT) : position])[-_CONTEXT:]
-    after = _escape(text[position : position + _CONTEXT])[:_CONTEXT]
+    before = escape(text[max(0, position - _CONTEXT) : position])[-_CONTEXT:]
+    after = escape(text[position : position + _CONTEXT])[:_CONTEXT]
     return TableError(f"{what} at character {position}, in '{before}{after}'", position)
