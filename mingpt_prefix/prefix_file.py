@@ -9,6 +9,7 @@ under one key, for several keys are written in random order, and equal prefixes 
 """
 
 import dataclasses
+import hashlib
 import json
 import string
 from dataclasses import dataclass
@@ -105,6 +106,11 @@ def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
 def load_prefix(path: Path) -> PrefixKV:
     """The rows of a prefix file; raises PrefixError as `read_prefix`."""
     return read_prefix(path)[0]
+
+
+def rows_digest(kv: PrefixKV) -> str:
+    """SHA-256 of a prefix's rows as their file holds them."""
+    return hashlib.sha256(kv.kv.to("cpu", torch.float32).contiguous().numpy()).hexdigest()
 
 
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:

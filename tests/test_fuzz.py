@@ -25,7 +25,7 @@ from mingpt_prefix.errors import (
     TableError,
 )
 from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.readers import iter_tables, read_csv, read_json, read_jsonl
+from mingpt_prefix.readers import iter_tables, read_csv, read_json, read_jsonl, table_from_line
 from mingpt_prefix.runs import read_run
 from mingpt_prefix.tables import format_table, linearize, parse_table
 
@@ -121,7 +121,7 @@ def test_data_files(data: bytes, _: Path) -> None:
             try:
                 for example in read(content, "file"):
                     assert example.text.strip()
-                    assert parse_table(format_table(example.table)) == example.table
+                    assert table_from_line(format_table(example.table)) == example.table
             except DataError as error:
                 assert str(error).startswith("file") and str(error).isprintable()
 
@@ -129,6 +129,10 @@ def test_data_files(data: bytes, _: Path) -> None:
 @cases(st.lists(BRACKETS | PIECES | SLOTS, max_size=5))
 def test_table_lines(lines: list[str], _: Path) -> None:
     found = list(iter_tables(lines))
+    for _, table in found:
+        if not isinstance(table, TableError):
+            assert table_from_line(format_table(table)) == table
+            assert linearize(table).startswith(" ")
     assert [number for number, _ in found] == list(range(1, len(lines) + 1))
 
 
