@@ -181,8 +181,8 @@ def test_runs_that_have_no_prefix_to_give(file: Path, tmp_path: Path, capsys) ->
 
 
 @pytest.mark.parametrize("projection", [False, True])
-def test_we_go_on_from_what_peft_trained(
-    projection: bool, base: Path, ours: GPT2, small_data: Path, tmp_path: Path, monkeypatch, capsys
+def test_we_read_what_peft_trained(
+    projection: bool, base: Path, ours: GPT2, tmp_path: Path
 ) -> None:
     model = peft_trained(base, tmp_path / "adapter", projection)
     file = tmp_path / "mine.safetensors"
@@ -202,6 +202,15 @@ def test_we_go_on_from_what_peft_trained(
     for reparam in (True, False):
         encoder = make_encoder(replace(config, reparam=reparam), ours)
         assert torch.equal(encoder().kv, prefix.kv)
+
+
+def test_train_py_goes_on_from_what_peft_trained(
+    base: Path, small_data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    peft_trained(base, tmp_path / "adapter", projection=True)
+    file = tmp_path / "mine.safetensors"
+    import_adapter(tmp_path / "adapter", file, str(base), "{name}, a {eatType}")
+    prefix, _ = read_prefix(file)
     monkeypatch.chdir(tmp_path)
     argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
     argv += ["--device", "cpu", "--batch-size", "8", "--epochs", "6", "--lr", "0.03"]
@@ -211,9 +220,8 @@ def test_we_go_on_from_what_peft_trained(
     assert losses[-1] < losses[0] - 0.1
     after, info = read_prefix(tmp_path / "run" / "prefix.safetensors")
     assert info.length == P and info.text_format == "template-v1:{name}, a {eatType}"
-    assert (
-        info.training["init_digest"] == rows_digest(prefix) and "init_prefix" not in info.training
-    )
+    assert info.training["init_digest"] == rows_digest(prefix)
+    assert "init_prefix" not in info.training
     assert not torch.equal(after.kv, prefix.kv)
     writer = open_writer(SampleConfig(run=Path("run"), model=str(base)))
     assert writer.text_format == info.text_format

@@ -51,14 +51,11 @@ def of(said: dict[str, str], part: str) -> str:
 
 def test_the_guide_s_commands(said: dict[str, str]) -> None:
     assert len(COMMANDS) == 6
-    bleu = float(re.search(r"After training: dev BLEU (\d+\.\d)", of(said, "--out runs/books"))[1])
-    assert bleu > 80
+    (bleu,) = re.findall(r"After training: dev BLEU (\d+\.\d)", of(said, "--out runs/books"))
+    assert float(bleu) > 80
     assert of(said, "sample.py") == "The broken orchard is a book by Iris Vane.\n"
     # What was trained on begins where the first run ended.
-    before = float(
-        re.search(r"Before training: dev BLEU (\d+\.\d)", of(said, "--out runs/more"))[1]
-    )
-    assert before == bleu
+    assert f"Before training: dev BLEU {bleu}." in of(said, "--out runs/more")
     folder = Path(said["folder"])
     kept = (folder / "runs" / "books" / "prefix.safetensors").read_bytes()
     assert (folder / "back.safetensors").read_bytes() == kept
