@@ -54,7 +54,8 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), "data": data, "result": None}
     run = RunFolder.create(folder, content)
-    before = task.score(trainer.model.eval(), None)
+    start = trainer.folded_prefix() if config.init_prefix else None
+    before = task.score(trainer.model.eval(), start)
     run.write_run({**content, "before": before.values})
     if before.line:
         say(f"Before training: {before.line}.")

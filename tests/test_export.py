@@ -256,12 +256,11 @@ def test_a_stopped_run_goes_on_from_the_same_rows(
     base: Path, file: Path, small_data: Path, tmp_path: Path, capsys
 ) -> None:
     argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
-    argv += ["--device", "cpu", "--batch-size", "8", "--epochs", "2"]
-    assert train.main([*argv, "--out", str(tmp_path / "whole")]) == 0
-    kept = (tmp_path / "whole" / "prefix.safetensors").read_bytes()
-    assert train.main([*argv, "--out", str(tmp_path / "cut")]) == 0
-    # As a kill before the last step leaves it: no result, an earlier checkpoint or none.
-    run = tmp_path / "cut"
+    argv += ["--device", "cpu", "--batch-size", "8", "--max-steps", "4", "--evals", "1"]
+    run = tmp_path / "run"
+    assert train.main([*argv, "--out", str(run)]) == 0
+    kept = (run / "prefix.safetensors").read_bytes()
+    # As a kill before the first checkpoint leaves it.
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**content, "result": None}), encoding="utf-8")
     shutil.rmtree(run / "checkpoint")
