@@ -16,7 +16,6 @@ from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.console import (
     parse,
-    quoted,
     run_script,
     say,
     stop_signals,
@@ -114,7 +113,7 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
     if config.mode != "pretrain":
         is_in_folder = config.mode == "prefix" and not trainer.model.name
         base = f" --model {config.model}" if is_in_folder else ""
-        say(f"Next: python sample.py --run {run.path}{base} --table {quoted(task.example)}")
+        say(f"Next: python sample.py --run {run.path}{base} --table {quote(task.example)}")
 
 
 def run_training(args: TrainArgs, world: World) -> int:

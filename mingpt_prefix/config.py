@@ -212,7 +212,7 @@ class SampleConfig:
     """Flags of sample.py."""
 
     table: str | None = None
-    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}"""
+    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
     input: str | None = None
     """a file of tables, one a line; - reads them from stdin"""
     run: Path | None = None

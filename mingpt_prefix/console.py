@@ -58,7 +58,7 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Text as one argument of a shell, in double quotes where nothing in it needs more."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.corpora import read_webnlg
 from mingpt_prefix.errors import (
     CheckpointError,
     DataError,
@@ -116,8 +117,8 @@ def test_tables(text: str, _: Path) -> None:
 
 @cases(st.binary(max_size=80) | PIECES.map(lambda text: text.encode(errors="surrogatepass")))
 def test_data_files(data: bytes, _: Path) -> None:
-    for read in (read_csv, read_jsonl, read_json):
-        for content in (data, b"mr,ref\n" + data):
+    for read in (read_csv, read_jsonl, read_json, read_webnlg):
+        for content in (data, b"mr,ref\n" + data, b"<benchmark>" + data):
             try:
                 for example in read(content, "file"):
                     assert example.text.strip()
