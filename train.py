@@ -14,14 +14,7 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import (
-    parse,
-    run_script,
-    say,
-    stop_signals,
-    summary,
-    training_bar,
-)
+from mingpt_prefix.console import parse, quote, run_script, say, stop_signals, summary, training_bar
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.machine import peak_memory

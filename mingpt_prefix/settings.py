@@ -49,7 +49,7 @@ class TrainArgs:
     model: str | None = None
     """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
     data: tuple[str, ...] = ()
-    """e2e, sample, files (.csv, .jsonl, .json, .xml) or folders; for pretrain .txt or .txt.xz files"""
+    """e2e, sample, files (.csv, .jsonl, .json, .xml) or folders; .txt, .txt.xz for pretrain"""
     input_template: str | None = None
     """what the model is given for a table, as "{title} by {author}"; kept with the prefix"""
     text_field: str | None = None
