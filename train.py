@@ -14,14 +14,7 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import (
-    parse,
-    run_script,
-    say,
-    stop_signals,
-    summary,
-    training_bar,
-)
+from mingpt_prefix.console import parse, quote, run_script, say, stop_signals, summary, training_bar
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.machine import peak_memory
@@ -33,7 +26,6 @@ from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
 
 SAVE_EVERY_S = 300.0
-EXAMPLE_TABLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 
 
 def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) -> RunFolder | None:
@@ -54,7 +46,8 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), "data": data, "result": None}
     run = RunFolder.create(folder, content)
-    before = task.score(trainer.model.eval(), None)
+    start = trainer.folded_prefix() if config.init_prefix else None
+    before = task.score(trainer.model.eval(), start)
     run.write_run({**content, "before": before.values})
     if before.line:
         say(f"Before training: {before.line}.")
@@ -113,7 +106,7 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
     if config.mode != "pretrain":
         is_in_folder = config.mode == "prefix" and not trainer.model.name
         base = f" --model {config.model}" if is_in_folder else ""
-        say(f'Next: python sample.py --run {run.path}{base} --table "{EXAMPLE_TABLE}"')
+        say(f"Next: python sample.py --run {run.path}{base} --table {quote(task.example)}")
 
 
 def run_training(args: TrainArgs, world: World) -> int:

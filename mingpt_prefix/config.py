@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.tables import TEXT_FORMAT
+from mingpt_prefix.templates import template_format
 
 Mode = Literal["prefix", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
@@ -73,7 +75,9 @@ class TrainConfig:
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
     window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
-    for memory: activations are computed again in backward.
+    for memory: activations are computed again in backward. `input_template` spells tables, and
+    `text_field` holds the sentences of files of the user's own. `init_prefix` is a prefix file
+    whose rows training starts from, `init_digest` the SHA-256 of those.
     """
 
     mode: Mode
@@ -91,6 +95,8 @@ class TrainConfig:
     depth: Depth = "all"
     init_text: str = ""
     init: Init = "noise"
+    init_prefix: str = ""
+    init_digest: str = ""
     prefix_dropout: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = "adamw"
@@ -103,6 +109,8 @@ class TrainConfig:
     evals: int = 5
     block_size: int = 256
     grad_checkpoint: bool = False
+    input_template: str = ""
+    text_field: str = ""
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -141,13 +149,22 @@ class TrainConfig:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if self.optimizer == "muon" and self.mode == "prefix":
             raise ConfigError("--optimizer muon is for a model's matrices, not for a prefix")
+        if self.init_prefix and (self.init_text or self.init != "noise" or self.depth != "all"):
+            raise ConfigError("--init-prefix goes with none of --init, --init-text and --depth")
+        if self.mode == "pretrain" and (self.input_template or self.text_field):
+            raise ConfigError("--input-template and --text-field are for tables, not for pretrain")
         if self.mode == "prefix" and self.prefix_length == 0:
             raise ConfigError("prefix-length must be positive, not 0")
 
+    @property
+    def text_format(self) -> str:
+        """The name of the text format that tables are spelled in."""
+        return template_format(self.input_template) if self.input_template else TEXT_FORMAT
+
     def learning_settings(self) -> dict:
         """What shaped the weights learned, without names of folders, devices or files."""
-        left_out = "model data device attention evals block_size grad_checkpoint".split()
-        return {name: value for name, value in to_json(self).items() if name not in left_out}
+        skip = "model data device attention evals block_size grad_checkpoint init_prefix".split()
+        return {name: value for name, value in to_json(self).items() if name not in skip}
 
 
 def to_json(config) -> dict:
@@ -205,7 +222,7 @@ class SampleConfig:
     """Flags of sample.py."""
 
     table: str | None = None
-    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}"""
+    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
     input: str | None = None
     """a file of tables, one a line; - reads them from stdin"""
     run: Path | None = None

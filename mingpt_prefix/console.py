@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -55,6 +56,11 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
 def say(text: str = "") -> None:
     """A line on stdout, at once."""
     print(text, flush=True)
+
+
+def quote(text: str) -> str:
+    """Text as one argument of a shell, in double quotes where nothing in it needs more."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def summary(trainer: training.Trainer) -> str:

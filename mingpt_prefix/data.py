@@ -1,11 +1,11 @@
 """Where examples come from: the E2E release, the embedded sample, and the user's own files.
 
 `load_split(["e2e"], "train")` gives a list of `Example`. A source is `e2e` (downloaded once, to
-`cache_dir()`), `sample` (part of the package), a file, or a folder. Files are CSV with the columns
-`mr` and `ref`, or JSONL (or a JSON list) of `{"table": {"name": "The Mill"}, "text": "..."}`.
+`cache_dir()`), `sample` (part of the package), a file, or a folder; readers.py has their formats.
 
 A folder holds one file for each split: trainset/devset/testset_w_refs or train/dev/test, as .csv,
-.jsonl or .json. A single file, and a folder without a dev file, set about 5 % of their tables
+.jsonl, .json or .xml, or DART's under their own names; or, as WebNLG does, a folder of .xml files
+for each split. A single file, and a folder without a dev file, set about 5 % of their tables
 aside as dev: those whose hash is lowest, so that the choice depends on the tables alone, and all
 sentences of a table stay together. A single table is never set aside.
 """
@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix import tiny
+from mingpt_prefix.corpora import dart_files, webnlg_files
 from mingpt_prefix.errors import DataError
 from mingpt_prefix.files import cache_dir, write_atomically
-from mingpt_prefix.readers import SUFFIXES, read_bytes, read_csv, read_examples
+from mingpt_prefix.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.reading import read_bytes
 from mingpt_prefix.tables import Example, Table, format_table, printable
 
 Split = Literal["train", "dev", "test"]
@@ -38,24 +40,28 @@ _MAX_DOWNLOAD = 1 << 24
 _DOWNLOAD_TIMEOUT_S = 10.0
 
 
-def load_split(sources: Sequence[str], split: Split) -> list[Example]:
-    """Read one split of all sources, one after the other.
+def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -> list[Example]:
+    """Read one split of all sources, one after the other; `columns` are those of the user's own.
 
     With several sources, a table that is dev in one of them is left out of train in the others.
 
     Raises:
         DataError: when a source is missing or bad, or nothing is left to train on.
     """
-    examples = [example for source in sources for example in load_examples(source, split)]
+    examples = [
+        example for source in sources for example in load_examples(source, split, columns=columns)
+    ]
     if split == "train" and len(sources) > 1:
-        dev = {example.table for example in load_split(sources, "dev")}
+        dev = {example.table for example in load_split(sources, "dev", columns)}
         examples = [example for example in examples if example.table not in dev]
     if split != "dev" and not examples:
         raise DataError(f"no {split} examples in {printable(', '.join(sources), 200)}")
     return examples
 
 
-def load_examples(source: str, split: Split, url: str = E2E_URL) -> list[Example]:
+def load_examples(
+    source: str, split: Split, url: str = E2E_URL, columns: Columns = USUAL
+) -> list[Example]:
     """Read one split of one source: `e2e`, `sample`, a file, or a folder; see the module.
 
     `url` is where E2E is downloaded from when the cache does not hold it.
@@ -68,10 +74,11 @@ def load_examples(source: str, split: Split, url: str = E2E_URL) -> list[Example
     member = f"{_OFFICIAL_NAMES[split]}.csv"
     if source == "e2e":
         with zipfile.ZipFile(io.BytesIO(_e2e_release(url))) as release:
-            return read_csv(release.read(f"e2e-dataset/{member}"), f"e2e {member}")
+            return read_csv(release.read(f"e2e-dataset/{member}"), f"e2e {member}", columns)
     if source == "sample":
-        return read_csv(read_bytes(tiny.SAMPLE / member, f"sample {member}"), f"sample {member}")
-    return _load_path(source, split)
+        data = read_bytes(tiny.SAMPLE / member, f"sample {member}")
+        return read_csv(data, f"sample {member}", columns)
+    return _load_path(source, split, columns)
 
 
 def group_references(examples: Iterable[Example]) -> list[tuple[Table, list[str]]]:
@@ -90,37 +97,38 @@ def e2e_available() -> bool:
         return False
 
 
-def _load_path(source: str, split: Split) -> list[Example]:
+def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
     path = Path(source)
     name = printable(source, 200)
     try:
         # An empty name would be the current folder.
         if not source or not path.exists():
             raise DataError(f"'{name}': no such file or folder; 'e2e' and 'sample' need none")
-        files = _split_files(path, name) if path.is_dir() else {"train": path}
+        files = _split_files(path, name) if path.is_dir() else {"train": [path]}
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
     holds_out = split != "test" and "dev" not in files
-    file = files.get("train" if holds_out else split)
-    if file is None:
+    chosen = files.get("train" if holds_out else split)
+    if chosen is None:
         raise DataError(f"{name}: no {split} split in it")
-    examples = read_examples(file)
+    examples = [example for file in chosen for example in read_examples(file, columns)]
     if not holds_out:
         return examples
     dev = _held_out(examples)
     return [example for example in examples if (example.table in dev) == (split == "dev")]
 
 
-def _split_files(folder: Path, name: str) -> dict[str, Path]:
-    """Find the file of each split in a folder; two files for one split are refused."""
-    files: dict[str, Path] = {}
+def _split_files(folder: Path, name: str) -> dict[str, list[Path]]:
+    """Find the files of each split in a folder; one file and another for one split are refused."""
+    files: dict[str, list[Path]] = {}
     for split, official in _OFFICIAL_NAMES.items():
         names = (stem + suffix for stem in (official, split) for suffix in SUFFIXES)
         found = [folder / name for name in names if (folder / name).is_file()]
+        found += dart_files(folder, split)
         if len(found) > 1:
             raise DataError(f"{name}: {found[0].name} and {found[1].name} are both {split}")
-        if found:
-            files[split] = found[0]
+        if found := found or webnlg_files(folder / split):
+            files[split] = found
     return files
 
 

@@ -49,19 +49,19 @@ def describe_scored(
     seeds: Sequence[int] | None = None,
     placement: str = "prefix",
 ) -> list[list[Sentence] | TableError]:
-    """`decoding.num_return_sequences` sentences a table, or what is wrong with it: one may be too
-    long.
+    """`decoding.num_return_sequences` sentences a table, or what is wrong with it: a table may be
+    too long, or lack a slot that the format's template has a field for.
 
     `seeds` (one a table) are for sampling; as an infix, the prefix is seen from the separator on.
 
     Raises:
         ConfigError: for a text format that this version does not know.
     """
-    prompts = [encode_prompt(tokenizer, table, text_format) for table in tables]
+    prompts = [_prompt(tokenizer, table, text_format) for table in tables]
     is_infix = prefix is not None and placement == "infix"
     rows = 0 if prefix is None or is_infix else int(prefix.lengths[0])
     room = model.config.n_positions - rows - 1  # for the prompt and one new token
-    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    fitting = [i for i, p in enumerate(prompts) if isinstance(p, list) and len(p) <= room]
     new = generate_scored(
         model,
         [prompts[i] for i in fitting],
@@ -76,10 +76,19 @@ def describe_scored(
         for i, sequences in zip(fitting, new, strict=True)
     }
     for i, prompt in enumerate(prompts):
-        if len(prompt) > room:
+        if isinstance(prompt, TableError):
+            said[i] = prompt
+        elif len(prompt) > room:
             what = f"the table has {len(prompt)} tokens, and the model has room for {room}"
             said[i] = TableError(what, 0)
     return [said[i] for i in range(len(tables))]
+
+
+def _prompt(tokenizer: Tokenizer, table: Table, text_format: str) -> list[int] | TableError:
+    try:
+        return encode_prompt(tokenizer, table, text_format)
+    except TableError as error:
+        return error
 
 
 def one_line(text: str) -> str:

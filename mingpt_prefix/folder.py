@@ -51,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = (folder / "pytorch_model.bin").exists()
         advice = "; pickled weights are not read, save them as safetensors" if pickled else ""
         raise WeightsError(f"{shown(folder)}: no {WEIGHTS_FILE} in it{advice}")
-    shards = _read_json(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise WeightsError(f"{shown(index)}: no weight_map in it")
     for shard in shards.values():
@@ -139,7 +139,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         WeightsError: naming the key, when it is damaged or says what this model does not compute.
     """
-    raw = _read_json(path)
+    raw = read_json(path)
     try:
         if raw.get("model_type") != "gpt2":
             raise ConfigError(f"model_type is {_value(raw.get('model_type'))}, not 'gpt2'")
@@ -184,7 +184,8 @@ def config_json(config: ModelConfig) -> dict:
     }
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; raises WeightsError, naming the file, where there is none."""
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise WeightsError(f"{shown(path)}: too large to be what its name says")

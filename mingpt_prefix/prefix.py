@@ -8,6 +8,7 @@ smaller matrix by an MLP while training; only its output is kept.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch.nn.utils import skip_init
 
 from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
 from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix_file import check_prefix, read_prefix, rows_digest
+from mingpt_prefix.tables import printable
 from mingpt_prefix.tokenizer import load_tokenizer
 
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
@@ -32,6 +35,7 @@ def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] 
 
     Raises:
         ConfigError: for settings that do not go together, or a length that cannot be.
+        PrefixError: when `config.init_prefix` is damaged, of another model, or has changed.
     """
     length = config.prefix_length
     _check_length(length, model.config)
@@ -40,7 +44,7 @@ def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] 
         if not config.reparam or config.prefix_dropout:
             raise ConfigError("depth embedding goes with neither no-reparam nor prefix-dropout")
         return VirtualTokens(model, length, config.seed, ids)
-    start = None
+    start = _rows_of_file(config, model) if config.init_prefix else None
     if ids:
         tokens = torch.tensor(ids, device=model.device)
         with torch.no_grad():
@@ -56,6 +60,19 @@ def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] 
         config.prefix_dropout,
         start,
     )
+
+
+def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
+    """The rows (L, 2, P, H, D) of the prefix that the run goes on from."""
+    name = printable(config.init_prefix, 200)
+    kv, info = read_prefix(Path(config.init_prefix))
+    try:
+        check_prefix(info, kv, model)
+    except PrefixError as error:
+        raise PrefixError(f"{name}: {error}") from None
+    if rows_digest(kv) != config.init_digest:
+        raise PrefixError(f"{name}: the file is not what the run began with")
+    return kv.kv.to(model.device)
 
 
 def _first_ids(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded]) -> list[int]:
@@ -112,10 +129,10 @@ class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
     With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D), keys at half and
-    values at twice the learning rate. Layout and names of the MLP are PEFT's. Initial values depend on `seed` alone, and no other random state is used;
-    `init_scale` multiplies the last weight's. With `start` (L, 2, P, H, D) the rows begin there,
-    and what is learned is added. `dropout` acts on the rows in training mode. Raises ConfigError
-    for sizes that cannot be.
+    values at twice the learning rate. Layout and names of the MLP are PEFT's. Initial values depend
+    on `seed` alone, and no other random state is used; `init_scale` multiplies the last weight's.
+    With `start` (L, 2, P, H, D) the rows begin there, and what is learned is added. `dropout` acts
+    on the rows in training mode. Raises ConfigError for sizes that cannot be.
     """
 
     def __init__(

@@ -8,9 +8,12 @@ The file is safetensors: `prefix_kv` (L, 2, P, H, D) in fp32, and all metadata a
 under one key, for several keys are written in random order, and equal prefixes give equal bytes.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
 VERSION = 1
-_TENSOR, _METADATA = "prefix_kv", "mingpt_prefix"
+_TENSOR, METADATA = "prefix_kv", "mingpt_prefix"
 # gpt2-xl with the longest prefix has 0.6 GiB; the metadata are a few hundred bytes.
 _FILE_LIMIT, _HEADER_LIMIT = 1 << 30, 1 << 20
 
@@ -62,9 +65,8 @@ def save_prefix(path: Path, kv: Tensor, info: PrefixInfo) -> None:
         _check_info(dataclasses.asdict(info))
         _check_shape(tuple(kv.shape), info.length)
         rows = kv.detach().to("cpu", torch.float32).contiguous()
-        _check_values(rows)
-        text = json.dumps(dataclasses.asdict(info), sort_keys=True, allow_nan=False)
-        write_atomically(path, save({_TENSOR: rows}, metadata={_METADATA: text}))
+        check_values(rows)
+        write_atomically(path, save({_TENSOR: rows}, metadata=info_metadata(info)))
     except PrefixError as error:
         raise PrefixError(f"{name}: {error}") from None
     except OSError as error:
@@ -78,20 +80,27 @@ def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
         PrefixError: naming the file, when it is missing, damaged, of a newer format, or no prefix.
     """
     path = Path(path)
+    with reading(path), safe_open(path, "pt") as file:
+        info = parse_info(file.metadata())
+        if list(file.keys()) != [_TENSOR]:
+            raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
+        header = file.get_slice(_TENSOR)
+        if header.get_dtype() != "F32":
+            raise PrefixError(f"{_TENSOR} has dtype {header.get_dtype()}, not F32")
+        _check_shape(tuple(header.get_shape()), info.length)
+        # A copy: the tensor read is a window on the file.
+        rows = file.get_tensor(_TENSOR).clone()
+        check_values(rows)
+    return PrefixKV.from_tensor(rows), info
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong while the safetensors file `path` is read, as a PrefixError that names it."""
     name = printable(str(path), 200)
     try:
         _check_size(path)
-        with safe_open(path, "pt") as file:
-            info = _parse_info(file.metadata())
-            if list(file.keys()) != [_TENSOR]:
-                raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
-            header = file.get_slice(_TENSOR)
-            if header.get_dtype() != "F32":
-                raise PrefixError(f"{_TENSOR} has dtype {header.get_dtype()}, not F32")
-            _check_shape(tuple(header.get_shape()), info.length)
-            # A copy: the tensor read is a window on the file.
-            rows = file.get_tensor(_TENSOR).clone()
-        _check_values(rows)
+        yield
     except PrefixError as error:
         raise PrefixError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:
@@ -99,12 +108,16 @@ def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
         raise PrefixError(f"{name}: {printable(why, 200)}") from None
     except SafetensorError as error:
         raise PrefixError(f"{name}: damaged: {printable(str(error), 200)}") from None
-    return PrefixKV.from_tensor(rows), info
 
 
 def load_prefix(path: Path) -> PrefixKV:
     """The rows of a prefix file; raises PrefixError as `read_prefix`."""
     return read_prefix(path)[0]
+
+
+def rows_digest(kv: PrefixKV) -> str:
+    """SHA-256 of a prefix's rows as their file holds them."""
+    return hashlib.sha256(kv.kv.to("cpu", torch.float32).contiguous().numpy()).hexdigest()
 
 
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
@@ -145,15 +158,22 @@ def _check_shape(shape: tuple[int, ...], length: int) -> None:
         raise PrefixError(f"{_TENSOR} has {shape[2]} rows, its length says {length}")
 
 
-def _check_values(rows: Tensor) -> None:
+def check_values(rows: Tensor) -> None:
+    """Raises PrefixError where a value is not finite."""
     if not rows.isfinite().all():
         raise PrefixError(f"{_TENSOR} holds NaN or infinite values")
 
 
-def _parse_info(metadata: dict[str, str] | None) -> PrefixInfo:
-    text = (metadata or {}).get(_METADATA)
+def info_metadata(info: PrefixInfo) -> dict[str, str]:
+    """`info` as the metadata of a safetensors file, which `parse_info` reads back."""
+    return {METADATA: json.dumps(dataclasses.asdict(info), sort_keys=True, allow_nan=False)}
+
+
+def parse_info(metadata: dict[str, str] | None) -> PrefixInfo:
+    """What the metadata of a safetensors file say of its prefix; raises PrefixError."""
+    text = (metadata or {}).get(METADATA)
     if text is None or len(metadata) != 1:
-        raise PrefixError(f"not a prefix file: its metadata must hold {_METADATA} alone")
+        raise PrefixError(f"not a prefix file: its metadata must hold {METADATA} alone")
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

@@ -25,8 +25,11 @@ from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
 from mingpt_prefix.prefix import text_tokens
+from mingpt_prefix.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.runs import read_run
+from mingpt_prefix.tables import printable
+from mingpt_prefix.templates import TEMPLATE_FORMAT
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import (
     DTYPES,
@@ -46,11 +49,15 @@ class TrainArgs:
     model: str | None = None
     """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
     data: tuple[str, ...] = ()
-    """e2e, sample, files (.csv, .jsonl, .json) or folders; for pretrain .txt or .txt.xz files"""
+    """e2e, sample, files (.csv, .jsonl, .json, .xml) or folders; .txt, .txt.xz for pretrain"""
+    input_template: str | None = None
+    """what the model is given for a table, as "{title} by {author}"; kept with the prefix"""
+    text_field: str | None = None
+    """the column or field of the sentences in files of your own; text if not given"""
     prefix_length: int | None = None
     """rows in front of every layer's keys and values"""
     reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """train the rows through an embedding and an MLP: the paper's way, and what models but tiny do"""
+    """train the rows through an embedding and an MLP: the paper's way, the default but for tiny"""
     no_reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """train the rows directly"""
     placement: Placement | None = None
@@ -61,6 +68,8 @@ class TrainArgs:
     """words whose keys and values the rows start from; their number is the length"""
     init: Init | None = None
     """what rows start from: noise, or the keys and values of training examples"""
+    init_prefix: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """a prefix file of this model to train on from; its length, placement and template are taken"""
     prefix_dropout: float | None = None
     """of the rows, in training"""
     lr: float | None = None
@@ -95,7 +104,10 @@ class TrainArgs:
     """go on with the run in this folder, exactly where it was saved"""
 
 
-_PREFIX_FLAGS = "prefix_length reparam no_reparam placement depth init_text init prefix_dropout".split()
+_PREFIX_FLAGS = (
+    "prefix_length reparam no_reparam placement depth init_text init init_prefix"
+    " prefix_dropout".split()
+)
 _CHOSEN = "model data device dtype attention out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
@@ -136,6 +148,8 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         given["init"] = args.init or "noise"  # whatever the recipe says
         if args.prefix_length is None:
             given["prefix_length"] = len(text_tokens(args.init_text, shape))
+    if args.init_prefix is not None:
+        given |= _of_prefix(args, args.init_prefix)
     config = TrainConfig(
         mode=mode,
         model=model,
@@ -151,6 +165,25 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     how = f"on {where} ({dtype}, {attention} attention)"
     line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, {how}"
     return config, f"{line}: {why}."
+
+
+def _of_prefix(args: TrainArgs, file: str) -> dict:
+    """What a run that trains on from a prefix has of that prefix.
+
+    Raises:
+        PrefixError: when the file is damaged or none.
+        ConfigError: when a flag says otherwise.
+    """
+    kv, info = read_prefix(Path(file))
+    taken = {"prefix_length": info.length, "placement": info.placement}
+    for name, value in taken.items():
+        if getattr(args, name) not in (None, value):
+            given = f"--{flag_name(name)} {getattr(args, name)}"
+            raise ConfigError(f"{given}: the prefix {printable(file, 200)} has {value}")
+    taken |= {"init": args.init or "noise", "init_digest": rows_digest(kv)}
+    if args.input_template is None and info.text_format.startswith(TEMPLATE_FORMAT):
+        taken["input_template"] = info.text_format.removeprefix(TEMPLATE_FORMAT)
+    return taken
 
 
 def _choose_model(device: torch.device) -> tuple[str, str]:

@@ -2,15 +2,19 @@
 
 `parse_table("name[The Mill], eatType[pub]")` gives a `Table`, `format_table` writes it back, and
 `linearize` spells it as a model is given it: `" name : The Mill | Type : pub"`, the form of the
-prefix-tuning paper (Li & Liang, ACL 2021, figure 1). This is the one module that knows the text
-format; its name, `TEXT_FORMAT`, is saved with every prefix.
+prefix-tuning paper (Li & Liang, ACL 2021, figure 1); triples as `" | Mill : near : Café | ..."`,
+as its code spells WebNLG's; or by a template of the user's own. This is the one module that knows
+the text format; its name, `TEXT_FORMAT` or a template's, is saved with every prefix.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.printing import escape, printable
+from mingpt_prefix.templates import TEMPLATE_FORMAT, fill, template_fields
 
 TEXT_FORMAT = "bar-v1"
 MAX_TABLE_CHARS = 8_000
@@ -30,9 +34,14 @@ _CONTROL_BETWEEN_SLOTS = re.compile(rf"(?![\t\n\r]){_CONTROL.pattern}")
 
 @dataclass(frozen=True)
 class Table:
-    """One table: (slot name, value) pairs in the order they were written."""
+    """One table: (slot name, value) pairs in the order they were written; or one of triples, of
+    which each slot is a (subject, predicate, object)."""
 
-    slots: tuple[tuple[str, str], ...]
+    slots: tuple[tuple[str, ...], ...]
+
+    @property
+    def is_triples(self) -> bool:
+        return len(self.slots[0]) == 3
 
 
 @dataclass(frozen=True)
@@ -77,28 +86,64 @@ def parse_table(text: str) -> Table:
         return Table(tuple(slots.items()))
 
 
-def table_from_mapping(obj: Mapping[str, str | int | float]) -> Table:
-    """Read `{"name": "The Mill", "eatType": "pub"}`, as a JSON object holds it.
-
-    Names and values obey the rules of `parse_table`, so that `format_table` can write them.
+def table_from_json(obj: object) -> Table:
+    """Read `{"name": "The Mill"}`, or triples: `[["The Mill", "near", "Café Rouge"]]`.
 
     Raises:
-        TableError: its position counts in the written form, `name[The Mill], eatType[pub]`.
+        TableError: its position counts in the written form, as `format_table` gives it.
     """
+    if isinstance(obj, list):
+        return table_from_triples(obj)
     if not isinstance(obj, Mapping):
         raise TableError(f"a table must be an object, not {type(obj).__name__}", 0)
-    slots: list[tuple[str, str]] = []
+    slots: dict[str, str] = {}
     position = 0
     for name, value in obj.items():
         if mistake := _mistake_in_pair(name, value):
             raise TableError(f"slot '{printable(str(name))}': {mistake}", position)
-        slots.append((name, str(value)))
+        if name.strip() in slots:
+            raise TableError(f"slot '{printable(name)}' is repeated", position)
+        slots[name.strip()] = str(value).strip()
         position += len(f"{name}[{value}], ")
-    return parse_table(format_table(Table(tuple(slots))))
+    if not slots:
+        raise TableError("the table is empty", 0)
+    return _not_too_long(Table(tuple(slots.items())))
+
+
+def table_from_triples(triples: Sequence[Sequence[str]]) -> Table:
+    """Read (subject, predicate, object) triples; white space and control characters become spaces.
+
+    A part may be empty, as cells of other people's tables are, but not a whole triple.
+
+    Raises:
+        TableError: for anything else than one or more of three strings each.
+    """
+    slots = []
+    for triple in triples:
+        if not isinstance(triple, Sequence) or isinstance(triple, str) or len(triple) != 3:
+            raise TableError('a triple must be ["subject", "predicate", "object"]', 0)
+        if not all(isinstance(part, str) for part in triple):
+            raise TableError("the parts of a triple must be text", 0)
+        slots.append(tuple(" ".join(_CONTROL.sub(" ", part).split()) for part in triple))
+        if not any(slots[-1]):
+            raise TableError("a triple is empty", 0)
+    if not slots:
+        raise TableError("the table is empty", 0)
+    return _not_too_long(Table(tuple(slots)))
 
 
 def format_table(table: Table) -> str:
-    """Write `name[The Mill], eatType[pub]`, which `parse_table` reads back."""
+    """Write `name[The Mill], eatType[pub]`, which `parse_table` reads back.
+
+    Triples, and brackets in values, which that form has no way to write, are written as JSON, which
+    `readers.table_from_line` reads back.
+    """
+    if table.is_triples:
+        return json.dumps(table.slots, ensure_ascii=False)
+    names, values = zip(*table.slots, strict=True)
+    in_name, in_value = set("".join(names)), set("".join(values))
+    if in_name & set("[],") or in_value & set("[]") or names[0].startswith("{"):
+        return json.dumps(dict(table.slots), ensure_ascii=False)
     return ", ".join(f"{name}[{value}]" for name, value in table.slots)
 
 
@@ -107,8 +152,14 @@ def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
 
     Raises:
         ConfigError: for a text format this version does not know.
+        TableError: for a table without a slot that the template of the format has a field for.
     """
     _check_format(text_format)
+    if text_format.startswith(TEMPLATE_FORMAT):
+        return " " + fill(text_format, {} if table.is_triples else dict(table.slots)).strip()
+    if table.is_triples:
+        # A bar in front of the first too.
+        return "".join(" | " + " : ".join(triple) for triple in table.slots)
     slots = (f"{_PRINTED_NAMES.get(name, name)} : {value}" for name, value in table.slots)
     return " " + " | ".join(slots)
 
@@ -123,14 +174,8 @@ def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:
     return " " + " ".join(text.split())
 
 
-def printable(text: str, limit: int = 40) -> str:
-    """Cut foreign text to `limit` characters, with what a terminal cannot show escaped."""
-    shown = _escape(text[:limit])
-    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
-
-
 def _mistake_in_pair(name: object, value: object) -> str | None:
-    """Say why a pair cannot be written as `name[value]`, beyond what `parse_table` will see."""
+    """Say why a pair cannot be a slot."""
     if not isinstance(name, str):
         return f"a slot name must be text, not {type(name).__name__}"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -138,10 +183,12 @@ def _mistake_in_pair(name: object, value: object) -> str | None:
     # Compared this way round, so that NaN is refused too.
     if not isinstance(value, str) and not abs(value) < 1e300:
         return "the number is too large or not finite"
-    if set(name) & set("[],"):
-        return "brackets and commas cannot stand in a name"
-    if isinstance(value, str) and set(value) & set("[]"):
-        return "brackets cannot stand in a value"
+    if not name.strip():
+        return "a slot name is missing"
+    if not str(value).strip():
+        return "the value is empty"
+    if _CONTROL.search(f"{name.strip()}{str(value).strip()}"):
+        return "control character in it"
     return None
 
 
@@ -181,21 +228,22 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
+def _not_too_long(table: Table) -> Table:
+    if len(format_table(table)) > MAX_TABLE_CHARS:
+        raise TableError(f"the table is longer than {MAX_TABLE_CHARS:,} characters", 0)
+    return table
+
+
 def _check_format(text_format: str) -> None:
-    if text_format != TEXT_FORMAT:
+    if text_format.startswith(TEMPLATE_FORMAT):
+        template_fields(text_format)
+    elif text_format != TEXT_FORMAT:
         raise ConfigError(
             f"unknown text format '{printable(str(text_format))}'; known: {TEXT_FORMAT}"
         )
 
 
-def _escape(text: str) -> str:
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def _error(what: str, text: str, position: int) -> TableError:
-    before = _escape(text[max(0, position - _CONTEXT) : position])[-_CONTEXT:]
-    after = _escape(text[position : position + _CONTEXT])[:_CONTEXT]
+    before = escape(text[max(0, position - _CONTEXT) : position])[-_CONTEXT:]
+    after = escape(text[position : position + _CONTEXT])[:_CONTEXT]
     return TableError(f"{what} at character {position}, in '{before}{after}'", position)

@@ -20,12 +20,15 @@ from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
+from mingpt_prefix.readers import Columns
 from mingpt_prefix.runs import RunFolder
 from mingpt_prefix.tables import TEXT_FORMAT, format_table
+from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_model, save_model
 
+EXAMPLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
 
 
@@ -62,12 +65,22 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
     if config.mode == "pretrain":
         paths = [Path(name) for name in config.data]
         return TextTask(read_corpus(paths, tokenizer, config.block_size, shape.n_positions))
-    limit, seed = config.limit_examples, config.seed
-    return TableTask(config.data, tokenizer, limit, seed, config.placement)
+    return TableTask(
+        config.data,
+        tokenizer,
+        config.limit_examples,
+        config.seed,
+        config.placement,
+        config.text_format,
+        config.text_field,
+    )
 
 
 class TableTask:
-    """Tables to sentences; scored by BLEU of greedy output for each dev table."""
+    """Tables to sentences; scored by BLEU of greedy output for each dev table.
+
+    `example` is a table of its kind to try, as it is written.
+    """
 
     def __init__(
         self,
@@ -76,14 +89,20 @@ class TableTask:
         limit: int = 0,
         seed: int = 0,
         placement: str = "prefix",
+        text_format: str = TEXT_FORMAT,
+        text_field: str = "",
     ) -> None:
-        self.tokenizer, self.placement = tokenizer, placement
-        dev = load_split(data, "dev")
-        examples = load_split(data, "train")
+        self.tokenizer, self.placement, self.text_format = tokenizer, placement, text_format
+        is_template = text_format.startswith(TEMPLATE_FORMAT)
+        columns = Columns(template_fields(text_format) if is_template else (), text_field)
+        dev = load_split(data, "dev", columns)
+        examples = load_split(data, "train", columns)
         if limit:
             examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
-        self.train_set = [encode_example(tokenizer, e) for e in examples]
-        self.dev_set = [encode_example(tokenizer, e) for e in dev]
+        self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
+        self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
+        is_known = set(data) <= {"e2e", "sample"} and not is_template
+        self.example = EXAMPLE if is_known else format_table((dev or examples)[0].table)
         self.dev_tables = group_references(dev)
 
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
@@ -91,10 +110,15 @@ class TableTask:
             return Score()
         tables = [table for table, _ in self.dev_tables]
         # A table that leaves no room for a sentence is one said in no words.
-        said = [
-            text if isinstance(text, str) else ""
-            for text in describe(model, self.tokenizer, tables, prefix, placement=self.placement)
-        ]
+        told = describe(
+            model,
+            self.tokenizer,
+            tables,
+            prefix,
+            text_format=self.text_format,
+            placement=self.placement,
+        )
+        said = [text if isinstance(text, str) else "" for text in told]
         value = bleu(said, [texts for _, texts in self.dev_tables])
         table, texts = self.dev_tables[0]
         sample = (
@@ -138,7 +162,7 @@ def save_trained(trainer: Trainer, run: RunFolder) -> None:
         base=model.name,
         fingerprint=model.fingerprint,
         length=config.prefix_length,
-        text_format=TEXT_FORMAT,
+        text_format=config.text_format,
         placement=config.placement,
         training=config.learning_settings(),
     )

@@ -5,7 +5,7 @@ writer.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mingpt_prefix import tiny
@@ -17,6 +17,7 @@ from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
 from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
+from mingpt_prefix.templates import template_format
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.weights import load_model
 
@@ -99,7 +100,9 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
     if config.model is not None:
         raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
     model = _load(config, run.model_folder)
-    return _writer(model, None, None, f"the model of {called}")
+    template = content["config"].get("input_template")
+    text_format = template_format(str(template)) if template else TEXT_FORMAT
+    return replace(_writer(model, None, None, f"the model of {called}"), text_format=text_format)
 
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:

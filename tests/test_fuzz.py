@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.corpora import read_webnlg
 from mingpt_prefix.errors import (
     CheckpointError,
     DataError,
@@ -25,7 +26,7 @@ from mingpt_prefix.errors import (
     TableError,
 )
 from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.readers import iter_tables, read_csv, read_json, read_jsonl
+from mingpt_prefix.readers import iter_tables, read_csv, read_json, read_jsonl, table_from_line
 from mingpt_prefix.runs import read_run
 from mingpt_prefix.tables import format_table, linearize, parse_table
 
@@ -116,12 +117,12 @@ def test_tables(text: str, _: Path) -> None:
 
 @cases(st.binary(max_size=80) | PIECES.map(lambda text: text.encode(errors="surrogatepass")))
 def test_data_files(data: bytes, _: Path) -> None:
-    for read in (read_csv, read_jsonl, read_json):
-        for content in (data, b"mr,ref\n" + data):
+    for read in (read_csv, read_jsonl, read_json, read_webnlg):
+        for content in (data, b"mr,ref\n" + data, b"<benchmark>" + data):
             try:
                 for example in read(content, "file"):
                     assert example.text.strip()
-                    assert parse_table(format_table(example.table)) == example.table
+                    assert table_from_line(format_table(example.table)) == example.table
             except DataError as error:
                 assert str(error).startswith("file") and str(error).isprintable()
 
@@ -129,6 +130,10 @@ def test_data_files(data: bytes, _: Path) -> None:
 @cases(st.lists(BRACKETS | PIECES | SLOTS, max_size=5))
 def test_table_lines(lines: list[str], _: Path) -> None:
     found = list(iter_tables(lines))
+    for _, table in found:
+        if not isinstance(table, TableError):
+            assert table_from_line(format_table(table)) == table
+            assert linearize(table).startswith(" ")
     assert [number for number, _ in found] == list(range(1, len(lines) + 1))
 
 

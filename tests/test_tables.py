@@ -1,8 +1,11 @@
 """Tables: the bracket form, JSON objects, and the text a model is given."""
 
+import json
+
 import pytest
 
 from mingpt_prefix.errors import ConfigError, MingptPrefixError, TableError
+from mingpt_prefix.readers import table_from_line
 from mingpt_prefix.tables import (
     MAX_TABLE_CHARS,
     TEXT_FORMAT,
@@ -11,9 +14,10 @@ from mingpt_prefix.tables import (
     linearize,
     parse_table,
     printable,
-    table_from_mapping,
+    table_from_json,
     target_text,
 )
+from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields, template_format
 
 MILL = Table((("name", "The Mill"), ("eatType", "pub")))
 
@@ -53,7 +57,7 @@ def test_any_slot_names_and_values(text: str, slots: tuple[tuple[str, str], ...]
     table = parse_table(text)
     assert table.slots == slots
     assert format_table(table) == text
-    assert table_from_mapping(dict(slots)) == table
+    assert table_from_json(dict(slots)) == table
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_errors_are_value_errors_of_this_project() -> None:
 
 
 def test_mapping_keeps_order_and_takes_numbers() -> None:
-    table = table_from_mapping({"b": " two ", "a": 1, "c": 2.5, "d": -(10**18)})
+    table = table_from_json({"b": " two ", "a": 1, "c": 2.5, "d": -(10**18)})
     assert table.slots == (("b", "two"), ("a", "1"), ("c", "2.5"), ("d", "-1000000000000000000"))
     assert parse_table(format_table(table)) == table
 
@@ -155,29 +159,48 @@ def test_mapping_keeps_order_and_takes_numbers() -> None:
         ({"name": float("nan")}, "not finite"),
         ({"name": float("-inf")}, "not finite"),
         ({"name": 10**5_000}, "too large"),
-        ({"name": "The [old] Mill"}, "brackets"),
-        ({"name": "The Mill], food[Thai"}, "brackets"),
-        ({"na[me": "The Mill"}, "brackets"),
-        ({"name, food": "The Mill"}, "commas"),
         ({"name": "The\nMill"}, "control character"),
         ({"name": "\ud800"}, "control character"),
         ({"name": "a", " name": "b"}, "repeated"),
         ({"name": "x" * 10_000}, "longer than 8,000"),
-        (["name", "The Mill"], "list"),
+        (["name", "The Mill"], "a triple must be"),
+        ([["The Mill", "near"]], "a triple must be"),
+        ([["The Mill", "rating", 5]], "must be text"),
+        ([["", " ", ""]], "a triple is empty"),
+        ([["a", "b", "c" * 10_000]], "longer than 8,000"),
+        ([], "empty"),
+        (3, "int"),
         ("name[The Mill]", "str"),
         (None, "NoneType"),
     ],
 )
 def test_bad_mapping(obj: object, what: str) -> None:
     with pytest.raises(TableError, match=what) as caught:
-        table_from_mapping(obj)
+        table_from_json(obj)
     assert str(caught.value).isprintable()
     assert caught.value.position >= 0
 
 
+@pytest.mark.parametrize(
+    "obj",
+    [
+        {"name": "The [old] Mill"},
+        {"name": "The Mill], food[Thai"},
+        {"na[me": "The Mill"},
+        {"name, food": "The Mill"},
+        {"{name": "The Mill"},
+        [["The Mill", "near", "Café Rouge"], ["[TABLECONTEXT]", "x", ""]],
+    ],
+)
+def test_what_brackets_cannot_write_is_written_as_json(obj: object) -> None:
+    table = table_from_json(obj)
+    assert format_table(table) == json.dumps(obj, ensure_ascii=False)
+    assert table_from_line(format_table(table)) == table
+
+
 def test_a_mapping_s_position_counts_in_the_written_form() -> None:
     with pytest.raises(TableError) as caught:
-        table_from_mapping({"name": "The Mill", "food": None})
+        table_from_json({"name": "The Mill", "food": None})
     assert caught.value.position == len("name[The Mill], ")
 
 
@@ -192,6 +215,58 @@ def test_linearize_prints_the_names_of_the_paper() -> None:
         " | near : Café Rouge | wingSpan : 2 m"
     )
     assert linearize(table) == linearize(table, TEXT_FORMAT) == expected
+
+
+def test_triples_are_spelled_as_the_paper_s_code_does_webnlg_s() -> None:
+    table = table_from_json(
+        [["Aarhus_Airport", "cityServed", '"Aarhus,\n Denmark"'], ["a", "b", "c"]]
+    )
+    assert linearize(table) == ' | Aarhus_Airport : cityServed : "Aarhus, Denmark" | a : b : c'
+
+
+TITLE = template_format("{title}, by { author } {{{author}}}")
+
+
+def test_a_template_spells_a_table() -> None:
+    table = Table((("author", "Ann {title} Lee"), ("title", "Sea"), ("year", "1850")))
+    assert linearize(table, TITLE) == " Sea, by Ann {title} Lee {Ann {title} Lee}"
+    assert template_fields(TITLE) == ("title", "author")
+    assert target_text("A  book.", TITLE) == " A book."
+    for lacking in (Table((("title", "Sea"),)), table_from_json([["a", "b", "c"]])):
+        with pytest.raises(TableError, match="has no '(author|title)', which the template"):
+            linearize(lacking, TITLE)
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("", "no field"),
+        ("a book", "no field"),
+        ("{{title}}", "no field"),
+        ("{}", "no name"),
+        ("{ }", "no name"),
+        ("{title", "expected '}'"),
+        ("title}", "Single '}'"),
+        ("{title:>9999999999}", "plain name"),
+        ("{title!r}", "plain name"),
+        ("{title}\n", "line ends"),
+        ("{t}" * 400, "longer than 1,000"),
+    ],
+)
+def test_bad_templates(template: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        template_format(template)
+    assert str(caught.value).isprintable()
+    # So they are in a file that says so.
+    with pytest.raises(ConfigError, match=what):
+        linearize(MILL, TEMPLATE_FORMAT + template)
+
+
+def test_a_field_is_a_name_and_reaches_nothing_else() -> None:
+    table = table_from_json({"name.__class__": "a", "0[x]": "b"})
+    assert linearize(table, template_format("{name.__class__}{0[x]}")) == " ab"
+    with pytest.raises(TableError, match="no 'name.upper'"):
+        linearize(MILL, template_format("{name.upper}"))
 
 
 def test_target_text_is_one_line_after_one_space() -> None:

@@ -1,0 +1,406 @@
+"""Prefixes to and from the real PEFT and transformers, and training on from what PEFT trained."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import train
+from mingpt_prefix.config import ModelConfig, SampleConfig, TrainConfig
+from mingpt_prefix.errors import MingptPrefixError, PrefixError
+from mingpt_prefix.export import import_adapter, main
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import make_encoder
+from mingpt_prefix.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
+from mingpt_prefix.tables import TEXT_FORMAT
+from mingpt_prefix.weights import load_model, save_model
+from mingpt_prefix.writer import open_writer
+
+# PEFT calls transformers in ways that it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+P = 5
+SHAPE = ModelConfig(3, 2, 16, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
+
+
+def wide_model(folder: Path, seed: int) -> Path:
+    """A model whose weights are so wide that a wrong row or position shows in the logits."""
+    model = GPT2(SHAPE)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3, generator=generator)
+    save_model(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wide_model(tmp_path_factory.mktemp("base") / "model", 0)
+
+
+@pytest.fixture(scope="module")
+def ours(base: Path) -> GPT2:
+    return load_model(base, "cpu", "fp32")
+
+
+@pytest.fixture
+def file(ours: GPT2, tmp_path: Path) -> Path:
+    """A prefix file of wide rows."""
+    kv = torch.randn((3, 2, P, 2, 8), generator=torch.Generator().manual_seed(1))
+    info = PrefixInfo("", ours.fingerprint, P, TEXT_FORMAT, "prefix", {"lr": 0.1})
+    save_prefix(tmp_path / "prefix.safetensors", kv, info)
+    return tmp_path / "prefix.safetensors"
+
+
+def peer_of(base: Path) -> torch.nn.Module:
+    return transformers.GPT2LMHeadModel.from_pretrained(base).eval()
+
+
+def assert_same_logits(ours: GPT2, file: Path, theirs) -> None:
+    """`theirs` (input_ids, attention_mask) -> logits, of a padded batch."""
+    prefix, _ = read_prefix(file)
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(SHAPE.vocab_size, (2, 11), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    logits = theirs(ids, mask)
+    for row, length in ((0, 11), (1, 7)):
+        (expected,) = ours.logits([ids[row, :length]], prefix)
+        torch.testing.assert_close(logits[row, :length], expected, atol=2e-4, rtol=1e-4)
+        (without,) = ours.logits([ids[row, :length]])
+        assert (expected - without).abs().amax(-1).min() > 0.1
+
+
+def peft_trained(base: Path, folder: Path, projection: bool) -> torch.nn.Module:
+    """A prefix that PEFT trained for some steps, and saved in `folder`."""
+    torch.manual_seed(3)
+    config = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=P,
+        prefix_projection=projection,
+        encoder_hidden_size=12,
+    )
+    model = peft.get_peft_model(peer_of(base), config).train()
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.3)
+    ids = torch.arange(40, 60).view(2, 10)
+    losses = []
+    for _ in range(4):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+# Out
+
+
+def test_peft_loads_what_we_trained(base, ours, file, tmp_path: Path, capsys) -> None:
+    assert main(["--to", "peft", str(file), str(tmp_path / "adapter")]) == 0
+    assert capsys.readouterr().out == f"Written: {tmp_path / 'adapter'}.\n"
+    model = peft.PeftModel.from_pretrained(peer_of(base), str(tmp_path / "adapter")).eval()
+    assert model.active_peft_config.num_virtual_tokens == P
+    with torch.no_grad():
+        assert_same_logits(
+            ours, file, lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+        )
+
+
+def test_there_and_back_gives_equal_bytes(base, file, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["--to", "peft", str(file), str(tmp_path / name)]) == 0
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    import_adapter(tmp_path / "a", tmp_path / "back.safetensors", str(base), None)
+    assert (tmp_path / "back.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_transformers_takes_keys_and_values(base, ours, file, tmp_path: Path) -> None:
+    path = tmp_path / "past.safetensors"
+    assert main(["--to", "past-key-values", str(file), str(path)]) == 0
+    rows, cache = load_file(path), transformers.DynamicCache()
+    for layer in range(len(rows) // 2):
+        key, value = (rows[f"{name}.{layer}"].repeat(2, 1, 1, 1) for name in ("key", "value"))
+        cache.update(key, value, layer)
+    model = peer_of(base)
+
+    def logits(ids, mask):
+        mask = torch.cat([torch.ones(2, P, dtype=torch.long), mask], dim=1)
+        return model(ids, past_key_values=cache, attention_mask=mask).logits
+
+    with torch.no_grad():
+        assert_same_logits(ours, file, logits)
+
+
+@pytest.mark.parametrize("to", ["peft", "past-key-values"])
+def test_an_infix_stays_here(file: Path, tmp_path: Path, to: str, capsys) -> None:
+    prefix, info = read_prefix(file)
+    save_prefix(file, prefix.kv, replace(info, placement="infix"))
+    assert main(["--to", to, str(file), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "infix" in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_runs_that_have_no_prefix_to_give(file: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(file, run / "prefix.safetensors")
+    for content, what in (
+        (None, "no such file; a run's folder has one"),
+        ({"config": {"mode": "finetune"}, "result": {}}, "a run of another mode"),
+        ({"config": {"mode": "prefix"}, "result": None}, "has not ended"),
+    ):
+        if content:
+            (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+        assert main(["--to", "peft", str(run), str(tmp_path / "out")]) == 2
+        assert what in capsys.readouterr().err
+    content["result"] = {}
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["--to", "peft", str(run), str(run)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["--to", "peft", str(run), str(tmp_path / "out")]) == 0
+    (tmp_path / "a file").write_text("x", encoding="utf-8")
+    assert main(["--to", "peft", str(run), str(tmp_path / "a file")]) == 2
+    assert main(["--to", "past-key-values", str(run), str(run)]) == 2
+
+
+# In
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_we_read_what_peft_trained(
+    projection: bool, base: Path, ours: GPT2, tmp_path: Path
+) -> None:
+    model = peft_trained(base, tmp_path / "adapter", projection)
+    file = tmp_path / "mine.safetensors"
+    flags = ["--model", str(base), "--input-template", "{name}, a {eatType}"]
+    assert main(["--from", "peft", str(tmp_path / "adapter"), str(file), *flags]) == 0
+    with torch.no_grad():
+        assert_same_logits(
+            ours, file, lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+        )
+    # Training begins at those rows, with and without our own MLP.
+    prefix, info = read_prefix(file)
+    assert info.text_format == "template-v1:{name}, a {eatType}"
+    config = TrainConfig(
+        "prefix", str(base), ("x",), 0.1, 1, 1, 1, P,
+        init_prefix=str(file), init_digest=rows_digest(prefix),
+    )  # fmt: skip
+    for reparam in (True, False):
+        encoder = make_encoder(replace(config, reparam=reparam), ours)
+        assert torch.equal(encoder().kv, prefix.kv)
+
+
+def test_train_py_goes_on_from_what_peft_trained(
+    base: Path, small_data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    peft_trained(base, tmp_path / "adapter", projection=True)
+    file = tmp_path / "mine.safetensors"
+    import_adapter(tmp_path / "adapter", file, str(base), "{name}, a {eatType}")
+    prefix, _ = read_prefix(file)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
+    argv += ["--device", "cpu", "--batch-size", "8", "--epochs", "6", "--lr", "0.03"]
+    assert train.main([*argv, "--out", "run"]) == 0
+    capsys.readouterr()
+    losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.1
+    after, info = read_prefix(tmp_path / "run" / "prefix.safetensors")
+    assert info.length == P and info.text_format == "template-v1:{name}, a {eatType}"
+    assert info.training["init_digest"] == rows_digest(prefix)
+    assert "init_prefix" not in info.training
+    assert not torch.equal(after.kv, prefix.kv)
+    writer = open_writer(SampleConfig(run=Path("run"), model=str(base)))
+    assert writer.text_format == info.text_format
+
+
+def test_what_training_on_refuses(
+    base: Path, ours: GPT2, file: Path, small_data: Path, tmp_path: Path, capsys
+) -> None:
+    other = wide_model(tmp_path / "other", 9)
+    common = ["--data", str(small_data), "--device", "cpu", "--init-prefix", str(file)]
+    for flags, what in (
+        (["--model", str(base), "--prefix-length", "7"], "--prefix-length 7: the prefix"),
+        (["--model", str(base), "--placement", "infix"], "--placement infix: the prefix"),
+        (["--model", str(base), "--init-text", "words"], "--init-prefix goes with none"),
+        (["--model", str(base), "--init", "examples"], "--init-prefix goes with none"),
+        (["--model", str(base), "--depth", "embedding"], "--init-prefix goes with none"),
+        (["--model", str(base), "--mode", "finetune"], "are for --mode prefix"),
+        (["--model", str(other)], "was made for the weights of"),
+    ):
+        assert train.main([*common, *flags, "--out", str(tmp_path / "run")]) == 2, flags
+        said = capsys.readouterr().err
+        assert what in said and said.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+    config = TrainConfig(
+        "prefix", str(base), ("x",), 0.1, 1, 1, 1, P, init_prefix=str(file), init_digest="0" * 64
+    )
+    with pytest.raises(PrefixError, match="not what the run began with"):
+        make_encoder(config, ours)
+
+
+def test_a_stopped_run_goes_on_from_the_same_rows(
+    base: Path, file: Path, small_data: Path, tmp_path: Path, capsys
+) -> None:
+    argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
+    argv += ["--device", "cpu", "--batch-size", "8", "--max-steps", "4", "--evals", "1"]
+    run = tmp_path / "run"
+    assert train.main([*argv, "--out", str(run)]) == 0
+    kept = (run / "prefix.safetensors").read_bytes()
+    # As a kill before the first checkpoint leaves it.
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps({**content, "result": None}), encoding="utf-8")
+    shutil.rmtree(run / "checkpoint")
+    (run / "prefix.safetensors").unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", str(run)]) == 0
+    assert (run / "prefix.safetensors").read_bytes() == kept
+
+
+# Bad input
+
+
+@pytest.fixture
+def adapter(file: Path, tmp_path: Path) -> Path:
+    assert main(["--to", "peft", str(file), str(tmp_path / "adapter")]) == 0
+    return tmp_path / "adapter"
+
+
+def change(adapter: Path, **values: object) -> None:
+    path = adapter / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def weights(adapter: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata or None)
+
+
+FLAT = {"prompt_embeddings": torch.zeros(P, 96)}
+BAD = {
+    "no folder": (lambda a: shutil.rmtree(a), "No such file"),
+    "no config": (lambda a: (a / "adapter_config.json").unlink(), "No such file"),
+    "cut config": (
+        lambda a: (a / "adapter_config.json").write_bytes(
+            (a / "adapter_config.json").read_bytes()[:100]
+        ),
+        "not valid JSON",
+    ),
+    "list": (lambda a: (a / "adapter_config.json").write_text("[]"), "JSON object"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "no such file"),
+    "cut weights": (
+        lambda a: (a / "adapter_model.safetensors").write_bytes(
+            (a / "adapter_model.safetensors").read_bytes()[:-100]
+        ),
+        "damaged",
+    ),
+    "pickle under another name": (
+        lambda a: torch.save(FLAT, a / "adapter_model.safetensors"), "damaged",
+    ),
+    "no type": (lambda a: change(a, peft_type=None), "peft_type is 'None'"),
+    "encoder": (lambda a: change(a, task_type="SEQ_2_SEQ_LM"), "not 'CAUSAL_LM'"),
+    "submodules": (lambda a: change(a, num_transformer_submodules=2), "with an encoder"),
+    "length": (lambda a: change(a, num_virtual_tokens="5"), "num_virtual_tokens must be"),
+    "huge": (lambda a: change(a, num_layers=10**12), "num_layers must be"),
+    "heads": (lambda a: change(a, num_attention_heads=3), "not a multiple"),
+    "other shape": (lambda a: change(a, num_layers=4), "adapter_config.json says (5, 128)"),
+    "other model": (lambda a: change(a, num_attention_heads=4), "the model takes (3, 2, 5, 2, 8)"),
+    "nan": (
+        lambda a: weights(a, {"prompt_embeddings": torch.full((P, 96), torch.nan)}),
+        "NaN or infinite",
+    ),
+    "integers": (
+        lambda a: weights(a, {"prompt_embeddings": torch.zeros(P, 96).int()}), "dtype I32",
+    ),
+    "another tensor": (
+        lambda a: weights(a, FLAT | {"score.weight": torch.zeros(2)}), "prompt_embeddings alone",
+    ),
+    "damaged metadata": (lambda a: weights(a, FLAT, mingpt_prefix="{"), "not valid JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_adapters(case: str, adapter: Path, base: Path, tmp_path: Path, capsys) -> None:
+    spoil, what = BAD[case]
+    spoil(adapter)
+    capsys.readouterr()
+    out = tmp_path / "out.safetensors"
+    assert main(["--from", "peft", str(adapter), str(out), "--model", str(base)]) == 2
+    said = capsys.readouterr().err
+    assert what in said and said.count("\n") == 1 and str(adapter) in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt tuning"])
+def test_adapters_of_another_kind(kind: str, base: Path, tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2)
+    if kind == "prompt tuning":
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    peft.get_peft_model(peer_of(base), config).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(PrefixError, match="not 'PREFIX_TUNING'"):
+        import_adapter(tmp_path / "adapter", tmp_path / "out", str(base), None)
+
+
+def test_pickled_adapters(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """What older versions of PEFT wrote; the file is never opened."""
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(FLAT, adapter / "adapter_model.bin")
+    with pytest.raises(PrefixError, match=r"adapter_model.bin: it is pickled, which is not read"):
+        import_adapter(adapter, tmp_path / "out", str(base), None)
+
+
+def test_another_model_s_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", wide_model(tmp_path / "other", 9)
+    # Of the same shape: known by the fingerprint that we saved.
+    with pytest.raises(PrefixError, match="was made for the weights of"):
+        import_adapter(adapter, out, str(other), None)
+    with pytest.raises(MingptPrefixError, match="name the model .* with --model"):
+        import_adapter(adapter, out, None, None)
+    for named in ("gpt2-medium", "openai-community/gpt2-medium"):
+        change(adapter, base_model_name_or_path=named)
+        with pytest.raises(PrefixError, match="trained on gpt2-medium, not on tiny"):
+            import_adapter(adapter, out, "tiny", None)
+    weights(adapter, FLAT)
+    change(adapter, base_model_name_or_path="someone/else")
+    with pytest.raises(PrefixError, match="the model takes"):
+        import_adapter(adapter, out, "tiny", None)
+    assert not out.exists()
+    # What PEFT wrote of an unknown base is taken at the user's word.
+    import_adapter(adapter, out, str(other), None)
+    assert read_prefix(out)[1].fingerprint == load_model(other, "cpu").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["a", "b"], "one of --to and --from"),
+        (["--to", "peft", "--from", "peft", "a", "b"], "one of --to and --from"),
+        (["--to", "peft", "missing", "b"], "missing: no such file"),
+        (["--to", "peft", "a", "b", "--model", "tiny"], "go with --from"),
+        (["--to", "onnx", "a", "b"], "onnx"),
+    ],
+)
+def test_bad_flags(flags: list[str], what: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and what in said and not list(tmp_path.iterdir())
+
+
+def test_the_command_as_a_process(file: Path) -> None:
+    command = [sys.executable, "-m", "mingpt_prefix.export", "--to", "peft", str(file), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
