@@ -167,6 +167,9 @@ def model_shape(model: str) -> ModelConfig:
 def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     """The settings of the run in `args.resume`, and a line that says so.
 
+    Flags may say what changes nothing of the result: where the data and the base model's folder
+    have moved to, and --grad-checkpoint.
+
     Raises:
         CheckpointError: when it is no run folder, or has ended.
         ConfigError: when a flag says otherwise than the run's settings, or they name what this
@@ -179,8 +182,14 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     defaults = TrainArgs()
     for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
         given = getattr(args, name)
-        if given != getattr(defaults, name) and given != getattr(config, name):
-            raise ConfigError(f"--{flag_name(name)} {given}: the run has {getattr(config, name)}")
+        had = getattr(config, name)
+        if given in (getattr(defaults, name), had):
+            continue
+        # What the files hold is compared later; a known model's name is kept in the prefix file.
+        has_moved = name == "data" or (name == "model" and not {given, had} & MODELS.keys())
+        if not has_moved and name != "grad_checkpoint":
+            raise ConfigError(f"--{flag_name(name)} {given}: the run has {had}")
+        config = dataclasses.replace(config, **{name: given})
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
