@@ -197,19 +197,19 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
 
 
 def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it.
+    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
 
     Raises:
-        CheckpointError: when settings are missing, unknown or of the wrong type.
+        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
     """
     if not isinstance(saved, dict):
         raise CheckpointError("run.json: no settings in it")
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         config = TrainConfig(**values)
-        same = json.loads(json.dumps(to_json(config))) == saved
+        read = json.loads(json.dumps(to_json(config)))
     except TypeError as error:
         raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if not same:
-        raise CheckpointError("run.json: settings are missing in it")
+    if changed := sorted(name for name in saved if read[name] != saved[name]):
+        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
     return config
