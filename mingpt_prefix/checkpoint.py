@@ -23,6 +23,8 @@ from mingpt_prefix.tables import printable
 
 KEEP = 2
 _KEY, _DIGEST = "mingpt_prefix", "sha256"
+# What the first format's state held; it had no SHA-256.
+_FIRST = {"best_loss", "best_step", "step"}
 # What reading raises for files that hold anything at all.
 _DAMAGED = (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError)
 
@@ -79,7 +81,7 @@ def _load(path: Path) -> Checkpoint:
         # Copies: what is read is a window on the file, which is deleted while training goes on.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     step, digest = state["step"], state.pop(_DIGEST, None)
-    if digest is not None and digest != _digest(tensors, state):  # the first format had none
+    if digest != _digest(tensors, state) and not (digest is None and state.keys() == _FIRST):
         raise ValueError("its SHA-256 differs")
     if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
         raise ValueError("its name does not fit its step")
