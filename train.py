@@ -16,12 +16,12 @@ from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.console import parse, quote, run_script, say, stop_signals, summary, training_bar
 from mingpt_prefix.distributed import World, join
-from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.errors import CheckpointError, PrefixError, WeightsError
 from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.runs import RunFolder, next_folder, read_run
+from mingpt_prefix.runs import RunFolder, check_origin, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
-from mingpt_prefix.tasks import Task, fingerprint, load_task, save_trained, score_kept
+from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
 
@@ -33,18 +33,20 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
 
     None on every rank but the first, which alone writes.
     """
-    data = fingerprint(task.train_set)
+    began_with = origin(task, trainer.model)
     if args.resume:
-        if read_run(args.resume).get("data") != data:
-            raise CheckpointError(f"{args.resume}: the data is not what the run began with")
+        check_origin(args.resume, began_with)
         if checkpoint := load_newest(RunFolder(args.resume).checkpoints):
-            trainer.restore(checkpoint)
+            changed = trainer.restore(checkpoint)
+            if changed and trainer.world.is_main:
+                what = f"since it was saved this has changed: {'; '.join(changed)}"
+                print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
         trainer.world.wait()  # until all have read it
         return RunFolder.reopen(args.resume, trainer.step) if trainer.world.is_main else None
     if not trainer.world.is_main:
         return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
-    content = {"config": to_json(config), "data": data, "result": None}
+    content = {"config": to_json(config), **began_with, "result": None}
     run = RunFolder.create(folder, content)
     start = trainer.folded_prefix() if config.init_prefix else None
     before = task.score(trainer.model.eval(), start)
@@ -118,7 +120,10 @@ def run_training(args: TrainArgs, world: World) -> int:
     say(summary(trainer))
     run = begin(config, args, trainer, task)
     started = time.monotonic()
-    number = train(trainer, run)
+    try:
+        number = train(trainer, run)
+    except (CheckpointError, PrefixError, WeightsError) as error:  # what was saved before stays
+        raise CheckpointError(f"{error}; to go on: python train.py --resume {run.path}") from None
     if run is not None and number:
         say(f"Stopped after step {trainer.step}, and saved. To go on:")
         say(f"python train.py --resume {run.path}")

@@ -3,10 +3,12 @@
     save_checkpoint(folder, step, tensors, state)
     checkpoint = load_newest(folder)
 
-A checkpoint is `step-00001200.safetensors`: tensors, and `state`, a JSON object, in its metadata.
-The last two are kept, so that a file damaged by the disk costs one interval at most.
+A checkpoint is `step-00001200.safetensors`: tensors, and in its metadata `state`, a JSON object,
+and a SHA-256 over both. The last two are kept, so that a file damaged by the disk costs one
+interval at most.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,11 @@ from mingpt_prefix.files import replace_atomically
 from mingpt_prefix.tables import printable
 
 KEEP = 2
-_KEY = "mingpt_prefix"
+_KEY, _DIGEST = "mingpt_prefix", "sha256"
+# What the first format's state held; it had no SHA-256.
+_FIRST = {"best_loss", "best_step", "step"}
+# What reading raises for files that hold anything at all.
+_DAMAGED = (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     Raises:
         CheckpointError: when it cannot be written; the older ones are then as they were.
     """
-    metadata = {_KEY: json.dumps({**state, "step": step}, sort_keys=True)}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    state = {**state, "step": step}
+    content = {**state, _DIGEST: _digest(held, state)}
+    metadata = {_KEY: json.dumps(content, sort_keys=True)}
     path = folder / f"step-{step:08d}.safetensors"
     try:
         replace_atomically(path, lambda part: save_file(held, part, metadata))
@@ -60,7 +68,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_saved(folder)):
         try:
             return _load(path)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGED as error:
             wrong = f"{name}/{path.name}: damaged: {printable(str(error), 100)}"
     if wrong is not None:
         raise CheckpointError(wrong)
@@ -72,10 +80,20 @@ def _load(path: Path) -> Checkpoint:
         state = json.loads((file.metadata() or {})[_KEY])
         # Copies: what is read is a window on the file, which is deleted while training goes on.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    step = state["step"]
+    step, digest = state["step"], state.pop(_DIGEST, None)
+    if digest != _digest(tensors, state) and not (digest is None and state.keys() == _FIRST):
+        raise ValueError("its SHA-256 differs")
     if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
         raise ValueError("its name does not fit its step")
     return Checkpoint(step, tensors, state)
+
+
+def _digest(tensors: dict[str, torch.Tensor], state: dict) -> str:
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -4,6 +4,8 @@
 HF_HUB_OFFLINE then.
 """
 
+import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,13 +64,32 @@ def weights_file(name: str) -> Path:
     if why is None:
         try:
             with _quiet():
-                return Path(hf_hub_download(REPOS[name], FILE, etag_timeout=_PROBE_S))
+                path = Path(hf_hub_download(REPOS[name], FILE, etag_timeout=_PROBE_S))
+            if _is_as_promised(path):
+                return path
+            why = f"what {_host()} sent is damaged (its SHA-256 differs)"
         except Exception as error:  # as above
             why = _why(error, f"the download from {_host()} broke off")
     raise WeightsError(
         f"{name}: the weights are not in the Hugging Face cache, and {why}; "
         "try later, or give a folder that holds them"
     )
+
+
+def _is_as_promised(path: Path) -> bool:
+    """Whether a file just downloaded has the SHA-256 the hub told; one that has not is deleted.
+
+    huggingface_hub looks at the size alone. It names a large file in its cache by that SHA-256.
+    """
+    held = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", held.name) is None:
+        return True
+    with held.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == held.name:
+            return True
+    path.unlink()
+    held.unlink(missing_ok=True)
+    return False
 
 
 @contextmanager

@@ -1,19 +1,44 @@
-"""What a measurement was taken on."""
+"""What a measurement was taken on, and what the bytes of a run depend on beside its settings."""
 
 import platform
 from pathlib import Path
 
 import torch
 
+from mingpt_prefix.tables import printable
+
 
 def machine_line(device: torch.device) -> str:
     """The GPU, or the processor and its threads, and the versions of Python and torch."""
-    if device.type == "cuda":
-        unit = torch.cuda.get_device_name()
-    else:
+    unit = _unit(device)
+    if device.type != "cuda":
         threads = torch.get_num_threads()
-        unit = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+        unit += f", {threads} thread{'s' if threads > 1 else ''}"
     return f"{unit}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def surroundings(device: torch.device, ranks: int) -> dict[str, str | int]:
+    """What rounding depends on: with these the same, equal runs of `ranks` give equal bytes."""
+    return {
+        "processor": _unit(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": ranks,
+    }
+
+
+def changes(before: object, now: dict[str, str | int]) -> list[str]:
+    """What differs between two `surroundings`, in words; of what was not recorded nothing does."""
+    before = before if isinstance(before, dict) else {}
+    return [
+        f"{name} {printable(str(before[name]))}, now {value}"
+        for name, value in now.items()
+        if before.get(name, value) != value
+    ]
+
+
+def _unit(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def _processor() -> str:

@@ -62,8 +62,8 @@ def score(
 
     Raises:
         ConfigError: for an unknown metric, or where what METEOR, ROUGE-L and CIDEr need is missing.
-        DataError: for no items, an item without references, or hypotheses and items of different
-            numbers.
+        DataError: for no items, an item without references, hypotheses and items of different
+            numbers, or a score that is not finite.
     """
     for name in metrics:
         if name not in METRICS:
@@ -75,6 +75,8 @@ def score(
     rest = [name for name in metrics if name not in own]
     if rest:
         found |= caption_scores(hypotheses, references, rest)
+    if wrong := [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]:
+        raise DataError(f"no score: {', '.join(wrong)}")
     return {name: found[name] for name in metrics}
 
 

@@ -6,11 +6,18 @@ newest_finished(RUNS)
 """
 
 import json
+import os
+import weakref
 from pathlib import Path
 
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.files import remove_parts, write_atomically
 from mingpt_prefix.tables import printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
@@ -40,6 +47,7 @@ class RunFolder:
             if any(path.iterdir()):
                 raise CheckpointError(f"{name}: not empty; name a new --out, or --resume it")
             run = cls(path)
+            run.lock()
             run.write_run(content)
             run.checkpoints.mkdir()
         except OSError as error:
@@ -48,9 +56,14 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, step: int) -> "RunFolder":
-        """The folder of a run that goes on after `step`: what was logged later is dropped."""
+        """The folder of a run that goes on after `step`: what was logged later is dropped.
+
+        Raises:
+            CheckpointError: when another process trains in it, or it cannot be written.
+        """
         run = cls(path)
         try:
+            run.lock()
             run.checkpoints.mkdir(exist_ok=True)
             for folder in (run.path, run.checkpoints):
                 remove_parts(folder)
@@ -59,6 +72,27 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{printable(str(path), 200)}: {error.strerror}") from None
         return run
+
+    def lock(self) -> None:
+        """Keep other processes from training in the folder, for as long as this one lives.
+
+        A lock is the system's: one that is killed leaves none. Without locks (Windows, some network
+        drives) nothing is kept.
+
+        Raises:
+            CheckpointError: when another process trains in it.
+        """
+        if fcntl is None:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            name = printable(str(self.path), 200)
+            raise CheckpointError(f"{name}: another process is training in it") from None
+        except OSError:
+            pass
 
     def write_run(self, content: dict) -> None:
         """Make `content` the content of run.json.
@@ -77,6 +111,8 @@ class RunFolder:
         try:
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())  # before the checkpoint, which says that they are there
         except OSError as error:
             raise CheckpointError(f"{self.log_file}: {error.strerror or error}") from None
 
@@ -117,6 +153,19 @@ def read_run(folder: Path) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise CheckpointError(f"{name}: not the settings of a run")
     return content
+
+
+def check_origin(folder: Path, origin: dict[str, str]) -> None:
+    """Compare digests of what a run began with, by name, with those that its run.json records.
+
+    Raises:
+        CheckpointError: naming what is not the same; and as `read_run`.
+    """
+    recorded = read_run(folder)
+    for name, digest in origin.items():
+        if recorded.get(name, digest) != digest:  # the first format recorded the data alone
+            where, what = printable(str(folder), 200), name.replace("_", " ")
+            raise CheckpointError(f"{where}: the {what} is not what the run began with")
 
 
 def finished_runs(root: Path) -> list[Path]:

@@ -211,6 +211,9 @@ def model_shape(model: str) -> ModelConfig:
 def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     """The settings of the run in `args.resume`, and a line that says so.
 
+    Flags may say what changes nothing of the result: where the data and the base model's folder
+    have moved to, and --grad-checkpoint.
+
     Raises:
         CheckpointError: when it is no run folder, or has ended.
         ConfigError: when a flag says otherwise than the run's settings, or they name what this
@@ -223,8 +226,14 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     defaults = TrainArgs()
     for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
         given = _given(args, name)
-        if given != _given(defaults, name) and given != getattr(config, name):
-            raise ConfigError(f"--{flag_name(name)} {given}: the run has {getattr(config, name)}")
+        had = getattr(config, name)
+        if given in (_given(defaults, name), had):
+            continue
+        # What the files hold is compared later; a known model's name is kept in the prefix file.
+        has_moved = name == "data" or (name == "model" and not {given, had} & MODELS.keys())
+        if not has_moved and name != "grad_checkpoint":
+            raise ConfigError(f"--{flag_name(name)} {given}: the run has {had}")
+        config = dataclasses.replace(config, **{name: given})
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
@@ -232,19 +241,19 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
 
 
 def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it.
+    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
 
     Raises:
-        CheckpointError: when settings are missing, unknown or of the wrong type.
+        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
     """
     if not isinstance(saved, dict):
         raise CheckpointError("run.json: no settings in it")
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         config = TrainConfig(**values)
-        same = json.loads(json.dumps(to_json(config))) == saved
+        read = json.loads(json.dumps(to_json(config)))
     except TypeError as error:
         raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if not same:
-        raise CheckpointError("run.json: settings are missing in it")
+    if changed := sorted(name for name in saved if read[name] != saved[name]):
+        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
     return config

@@ -142,8 +142,14 @@ class TextTask:
         return Score({"bits_per_byte": value}, f"held-out text {value:.3f} bits per byte")
 
 
-def fingerprint(examples: Sequence[Encoded]) -> str:
-    """SHA-256 over all ids in order: whether a resumed run sees the data it began with."""
+def origin(task: Task, base: GPT2) -> dict[str, str]:
+    """Digests of what a run begins with, by name: a resumed run must see the same."""
+    data = {"data": _digest(task.train_set), "dev_data": _digest(task.dev_set)}
+    return {**data, "base_model": base.fingerprint}
+
+
+def _digest(examples: Sequence[Encoded]) -> str:
+    """SHA-256 over all ids in order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(example.context.to_bytes(4, "little"))

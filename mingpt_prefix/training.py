@@ -23,6 +23,7 @@ from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers
 from mingpt_prefix.packed import pack
@@ -182,10 +183,13 @@ class Trainer:
             for index, slots in optimizer.state_dict()["state"].items():
                 names = {key: f"optimizer.{number}.{index}.{key}" for key in slots}
                 tensors.update({names[key]: value for key, value in slots.items()})
-        return tensors, {"best_loss": self.best_loss, "best_step": self.best_step}
+        state = {"best_loss": self.best_loss, "best_step": self.best_step}
+        return tensors, {**state, "machine": surroundings(self.model.device, self.world.size)}
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`.
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Go on from `checkpoint`; returns what of the machine is not as it was saved.
+
+        Where that is nothing, the run ends at the bytes of one that was never interrupted.
 
         Raises:
             CheckpointError: when it is not of this run's shape.
@@ -196,7 +200,10 @@ class Trainer:
             for name, tensor in checkpoint.tensors.items():
                 kind, rest = name.split(".", 1)
                 if kind == "trained":
-                    own.pop(rest).data.copy_(tensor)
+                    parameter = own.pop(rest)
+                    if tensor.shape != parameter.shape:
+                        raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+                    parameter.data.copy_(tensor)
                 else:
                     number, index, key = rest.split(".")
                     slots[int(number)].setdefault(int(index), {})[key] = tensor
@@ -210,6 +217,8 @@ class Trainer:
         except (LookupError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint is of another run: {error}") from None
         self.step = checkpoint.step
+        now = surroundings(self.model.device, self.world.size)
+        return changes(checkpoint.state.get("machine"), now)
 
 
 def _not_finite(step: int, what: str) -> TrainingError:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from mingpt_prefix import hub, kernels, tiny
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.errors import ConfigError, WeightsError
-from mingpt_prefix.files import sync_folder
+from mingpt_prefix.files import part_of, swap_in, sync_folder
 from mingpt_prefix.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -103,14 +102,14 @@ def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) ->
         WeightsError: when it cannot be written, or `folder` holds other files, which would be lost.
     """
     folder = Path(folder).absolute()
-    part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    part = part_of(folder)
     try:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if others := others - {CONFIG_FILE, WEIGHTS_FILE}:
             raise WeightsError(f"{shown(folder)}: not replaced, for it holds {listed(others)}")
         part.mkdir(parents=True)
         _write_model(model, part, dtype)
-        _swap_in(part, folder)
+        swap_in(part, folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{shown(folder)}: {reason(error)}") from None
     finally:
@@ -205,22 +204,6 @@ def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
-
-
-def _swap_in(part: Path, folder: Path) -> None:
-    """Rename `part` to `folder`; a folder that was there is deleted only then."""
-    if not folder.exists():
-        os.replace(part, folder)
-    else:
-        old = part.with_suffix(".old")
-        os.replace(folder, old)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            os.replace(old, folder)
-            raise
-        shutil.rmtree(old)
-    sync_folder(folder.parent)
 
 
 def _digest(digest, name: str, tensor: Tensor) -> None:

@@ -1,6 +1,8 @@
 """train.py as a process, alone or under torchrun."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,18 @@ def start_training(ranks: int, *flags: str, **popen: object) -> subprocess.Popen
     command = [sys.executable, *(engine if ranks > 1 else []), str(TRAIN), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **popen)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9 of the process and all below it: torchrun gives each rank a session of its own."""
+    found = [process.pid]
+    for pid in found:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 def finish(process: subprocess.Popen) -> str | None:

@@ -213,7 +213,7 @@ def test_train_py_goes_on_from_what_peft_trained(
     prefix, _ = read_prefix(file)
     monkeypatch.chdir(tmp_path)
     argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
-    argv += ["--device", "cpu", "--batch-size", "8", "--epochs", "6", "--lr", "0.03"]
+    argv += ["--device", "cpu", "--reparam", "--batch-size", "8", "--epochs", "6", "--lr", "0.03"]
     assert train.main([*argv, "--out", "run"]) == 0
     capsys.readouterr()
     losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
@@ -256,7 +256,7 @@ def test_a_stopped_run_goes_on_from_the_same_rows(
     base: Path, file: Path, small_data: Path, tmp_path: Path, capsys
 ) -> None:
     argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
-    argv += ["--device", "cpu", "--batch-size", "8", "--max-steps", "4", "--evals", "1"]
+    argv += ["--device", "cpu", "--reparam", "--batch-size", "8", "--max-steps", "4", "--evals", "1"]
     run = tmp_path / "run"
     assert train.main([*argv, "--out", str(run)]) == 0
     kept = (run / "prefix.safetensors").read_bytes()

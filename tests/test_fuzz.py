@@ -190,13 +190,17 @@ def test_prefix_files_with_lying_headers(case, folder: Path) -> None:
     header, claimed, size = case
     text = json.dumps(header).encode()
     length = len(text) if claimed < 0 else min(claimed, 2**64 - 1)
-    path = folder / "prefix.safetensors"
-    path.write_bytes(struct.pack("<Q", length) + text + bytes(size))
-    for read in (load_prefix, lambda path: load_newest(path.parent)):
+    data = struct.pack("<Q", length) + text + bytes(size)
+    path, checkpoint = folder / "prefix.safetensors", folder / "step-00000007.safetensors"
+    for file, read in ((path, load_prefix), (checkpoint, lambda _: load_newest(folder))):
+        file.write_bytes(data)
         try:
-            read(path)
+            read(file)
         except MingptPrefixError as error:
             assert str(error).isprintable()
+
+
+KEPT = torch.arange(6.0)
 
 
 @cases(MUTATIONS)
@@ -204,7 +208,7 @@ def test_checkpoints_that_were_damaged(mutations, folder: Path) -> None:
     runs = folder / "checkpoints"
     if not runs.exists():
         runs.mkdir()
-        save_checkpoint(runs, 7, {"trained.x": torch.arange(6.0)}, {"best_loss": 1.0})
+        save_checkpoint(runs, 7, {"trained.x": KEPT}, {"best_loss": 1.0})
         (folder / "kept").write_bytes((runs / "step-00000007.safetensors").read_bytes())
     path = runs / "step-00000007.safetensors"
     path.write_bytes(mutated((folder / "kept").read_bytes(), mutations))
@@ -213,7 +217,19 @@ def test_checkpoints_that_were_damaged(mutations, folder: Path) -> None:
     except CheckpointError as error:
         assert str(error).isprintable()
         return
-    assert checkpoint.step == 7
+    # What was changed is noticed, but where it changes nothing that is read.
+    assert checkpoint.step == 7 and checkpoint.state == {"best_loss": 1.0, "step": 7}
+    assert torch.equal(checkpoint.tensors.pop("trained.x"), KEPT) and not checkpoint.tensors
+
+
+@pytest.mark.parametrize(
+    "state", ["[" * 100_000, '{"step": 7', "[7]", '"7"', '{"step": "7"}', "{}"]
+)
+def test_checkpoints_of_no_state(state: str, tmp_path: Path) -> None:
+    data = save({"trained.x": KEPT}, {"mingpt_prefix": state})
+    (tmp_path / "step-00000007.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_newest(tmp_path)
 
 
 @cases(st.binary(max_size=60) | PIECES.map(lambda text: text.encode(errors="surrogatepass")))

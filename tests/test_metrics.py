@@ -122,6 +122,12 @@ def test_counts_that_do_not_fit(metric, hypotheses, references, what: str) -> No
         metric(hypotheses, references)
 
 
+def test_a_score_that_is_no_number_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("mingpt_prefix.metrics.caption_scores", lambda *_: {"meteor": math.nan})
+    with pytest.raises(DataError, match="no score: meteor is nan"):
+        score(["a"], [["a"]], ["bleu", "meteor"])
+
+
 def test_unknown_metric() -> None:
     with pytest.raises(ConfigError, match="unknown metric 'blue'; known: bleu, nist, meteor"):
         score(["a"], [["a"]], ["blue"])

@@ -139,7 +139,7 @@ def test_failed_save_keeps_the_old_model(folder: Path, monkeypatch: pytest.Monke
     def full(*args, **kwargs) -> None:
         raise OSError(28, "No space left on device")
 
-    for broken in ("save_file", "_swap_in"):
+    for broken in ("save_file", "swap_in"):
         with monkeypatch.context() as patch:
             patch.setattr(weights, broken, full)
             with pytest.raises(WeightsError, match="No space left on device"):
