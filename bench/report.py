@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from attention_report import attention_table
+
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Each metric's heading, what it is multiplied by, and how many decimals are shown.
@@ -194,8 +196,12 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
     def block(match: re.Match[str]) -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
-        record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
+        path = results / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}Not measured yet.\n{match[3]}"
+        record = json.loads(path.read_text(encoding="utf-8"))
         kinds = {
+            "attention": attention_table,
             "versions": registers_table,
             "shapes": speed_table,
             "ablation": ablation_table,
