@@ -63,7 +63,7 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
 
 def train(trainer: Trainer, run: RunFolder | None) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
-    pending, saved_at = [], time.monotonic()
+    pending, saved_at, is_due = [], time.monotonic(), False
 
     def save() -> None:
         if run is None:
@@ -77,16 +77,19 @@ def train(trainer: Trainer, run: RunFolder | None) -> int:
             pending.append(progress.log_line())
             show(progress)
             # Without a dev set the last is the best.
-            is_last = trainer.step == trainer.total_steps
+            is_last = progress.step == trainer.total_steps
             if run is not None and (progress.is_best or (is_last and not trainer.dev_set)):
                 save_trained(trainer, run)
-            is_due = time.monotonic() - saved_at > SAVE_EVERY_S
             number = trainer.world.largest(caught[0] if caught else 0)  # all stop at one step
-            if progress.dev_loss is not None or is_last or is_due or number:
+            waited = time.monotonic() - saved_at > SAVE_EVERY_S
+            is_due |= progress.dev_loss is not None or is_last or waited or number > 0
+            if is_due and progress.step < trainer.step:
+                trainer.catch_up()
+            elif is_due:
                 save()
-                saved_at = time.monotonic()
-            if number:
-                return number
+                saved_at, is_due = time.monotonic(), False
+                if number:
+                    return number
     return 0
 
 
@@ -121,7 +124,7 @@ def run_training(args: TrainArgs, world: World) -> int:
     say(why)
     model = load_base(config)
     task = load_task(config, model.config)
-    trainer = Trainer(config, model, task.train_set, task.dev_set, world)
+    trainer = Trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
     say(summary(trainer))
     run = begin(config, args, trainer, task)
     started = time.monotonic()

@@ -87,6 +87,8 @@ class TrainArgs:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "triton", "reference"] = "auto"
     """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
+    graphs: bool = True
+    """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -94,7 +96,7 @@ class TrainArgs:
 
 
 _PREFIX_FLAGS = "prefix_length reparam placement depth init_text init prefix_dropout".split()
-_CHOSEN = ("model", "data", "device", "dtype", "attention", "out", "resume", "mode")
+_CHOSEN = ("model", "data", "device", "dtype", "attention", "graphs", "out", "resume", "mode")
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
 

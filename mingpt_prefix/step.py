@@ -7,7 +7,7 @@ The loss is the sum over target tokens divided by their number in the whole opti
 it is cut into micro-batches and ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -34,7 +34,7 @@ class SummedLoss(nn.Module):
         casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
         with casts or nullcontext():
             hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
-            logits = model.head(hidden[batch.target_index])  # (M, V)
+            logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
 
@@ -69,16 +69,23 @@ class TrainStep:
         weight, own = (1.0, own) if own else (0.0, examples[:1])
         # Ranks' gradients are averaged by torch, where their sum is wanted.
         scale = weight * self.world.size / sum(e.n_targets for e in examples)
+        size = self.config.micro_batch_size
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        loss = self.add_gradients(((self._pack(part), scale) for part in parts), len(parts))
+        return self.world.sum(loss) / self.world.size
+
+    def add_gradients(
+        self, batches: Iterable[tuple[PackedBatch, float | Tensor]], count: int
+    ) -> Tensor:
+        """The sum of the losses of `count` batches, each times its scale, and its gradients."""
         with record_function("forward"):
             prefix, rows = (None if self.encoder is None else self.encoder()), None
         if prefix is not None:
             # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
             rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
         loss = torch.zeros((), device=self.model.device)
-        size = self.config.micro_batch_size
-        for start in range(0, len(own), size):
-            batch = self._pack(own[start : start + size])
-            with self._exchange_if(start + size >= len(own)):
+        for number, (batch, scale) in enumerate(batches, 1):
+            with self._exchange_if(number == count):
                 with record_function("forward"):
                     part = self.trained_loss(batch, rows) * scale
                 with record_function("backward"):
@@ -87,7 +94,7 @@ class TrainStep:
         if prefix is not None:
             with record_function("backward"):
                 prefix.kv.backward(rows.kv.grad)
-        return self.world.sum(loss) / self.world.size
+        return loss
 
     def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         return pack(examples, self.rows, self.config.placement).to(self.model.device)
