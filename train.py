@@ -14,20 +14,14 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import (
-    parse,
-    run_script,
-    say,
-    stop_signals,
-    summary,
-    training_bar,
-)
+from mingpt_prefix.console import parse, run_script, say, stop_signals, summary, training_bar
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
+from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tasks import Task, fingerprint, load_task, save_trained, score_kept
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
@@ -49,12 +43,13 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
             trainer.restore(checkpoint)
         trainer.world.wait()  # until all have read it
         return RunFolder.reopen(args.resume, trainer.step) if trainer.world.is_main else None
+    model = whole_model(trainer.model, trainer.world)
     if not trainer.world.is_main:
         return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), "data": data, "result": None}
     run = RunFolder.create(folder, content)
-    before = task.score(trainer.model.eval(), None)
+    before = task.score(model.eval(), None)
     run.write_run({**content, "before": before.values})
     if before.line:
         say(f"Before training: {before.line}.")
@@ -66,23 +61,22 @@ def train(trainer: Trainer, run: RunFolder | None) -> int:
     pending, saved_at, is_due = [], time.monotonic(), False
 
     def save() -> None:
-        if run is None:
-            return
-        run.log(pending)
+        state = trainer.state()  # on all ranks, which may hold parts of it
+        if run is not None:
+            run.log(pending)
+            save_checkpoint(run.checkpoints, trainer.step, *state)
         pending.clear()
-        save_checkpoint(run.checkpoints, trainer.step, *trainer.state())
 
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
             pending.append(progress.log_line())
             show(progress)
-            # Without a dev set the last is the best.
-            is_last = progress.step == trainer.total_steps
-            if run is not None and (progress.is_best or (is_last and not trainer.dev_set)):
+            if progress.is_best:
                 save_trained(trainer, run)
-            number = trainer.world.largest(caught[0] if caught else 0)  # all stop at one step
-            waited = time.monotonic() - saved_at > SAVE_EVERY_S
-            is_due |= progress.dev_loss is not None or is_last or waited or number > 0
+            # All save and stop at one step.
+            number = trainer.world.largest(caught[0] if caught else 0)
+            waited = trainer.world.largest(time.monotonic() - saved_at > SAVE_EVERY_S)
+            is_due |= progress.dev_loss is not None or progress.is_best or bool(waited or number)
             if is_due and progress.step < trainer.step:
                 trainer.catch_up()
             elif is_due:
@@ -142,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(TrainArgs, argv, "train.py", __doc__)
-        with join(args.device) as world:
+        with join(args.device, args.shard) as world:
             return run_training(args, world)
 
     return run_script("train.py", run)

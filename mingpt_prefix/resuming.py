@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.sharding import cut_like
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -28,10 +29,13 @@ def load_trained_state(
         for name, tensor in tensors.items():
             kind, rest = name.split(".", 1)
             if kind == "trained":
-                own.pop(rest).data.copy_(tensor)
+                into = own.pop(rest)
+                into.data.copy_(cut_like(tensor, into))
             else:
                 number, index, key = rest.split(".")
-                slots[int(number)].setdefault(int(index), {})[key] = tensor
+                groups = optimizers[int(number)].param_groups
+                owner = [p for group in groups for p in group["params"]][int(index)]
+                slots[int(number)].setdefault(int(index), {})[key] = cut_like(tensor, owner)
         if own:
             raise KeyError(next(iter(own)))
         for optimizer, state in zip(optimizers, slots, strict=True):

@@ -89,6 +89,8 @@ class TrainArgs:
     """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
     graphs: bool = True
     """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
+    shard: bool = False
+    """under torchrun: each process holds a part of the model, for finetune and pretrain"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -96,7 +98,18 @@ class TrainArgs:
 
 
 _PREFIX_FLAGS = "prefix_length reparam placement depth init_text init prefix_dropout".split()
-_CHOSEN = ("model", "data", "device", "dtype", "attention", "graphs", "out", "resume", "mode")
+_CHOSEN = (
+    "model",
+    "data",
+    "device",
+    "dtype",
+    "attention",
+    "graphs",
+    "shard",
+    "out",
+    "resume",
+    "mode",
+)
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
 

@@ -30,7 +30,8 @@ from mingpt_prefix.optim import learning_rate, make_optimizers
 from mingpt_prefix.packed import pack
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.resuming import load_trained_state, trained_state
-from mingpt_prefix.step import TrainStep
+from mingpt_prefix.sharding import gathered, whole
+from mingpt_prefix.step import TrainStep, check_positions
 
 _ADVICE = "try a lower --lr, or look at the data"
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
@@ -38,7 +39,10 @@ MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
 
 @dataclass(frozen=True)
 class Progress:
-    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token."""
+    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token.
+
+    Without a dev set the last is the best.
+    """
 
     step: int
     loss: float
@@ -60,7 +64,8 @@ class Trainer:
     taken whole, as CUDA graphs, where `mingpt_prefix.graphs` says that they can be.
 
     Raises:
-        ConfigError: when an example does not fit the model's positions.
+        ConfigError: when an example does not fit the model's positions, or for shards of what
+            is not cut up.
     """
 
     def __init__(
@@ -77,8 +82,11 @@ class Trainer:
         self.step, self.best_loss, self.best_step = 0, math.inf, 0
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
+        if world.shards and (config.mode == "prefix" or config.optimizer != "adamw"):
+            raise ConfigError("--shard is for all weights of a model, trained by --optimizer adamw")
         self._choose_trainable()
-        self._check_positions()
+        if config.mode != "pretrain":  # whose windows are cut to fit
+            check_positions(self.prefix_length or 0, (*self.train_set, *self.dev_set), model)
         encoder = self.trainable if config.mode == "prefix" else None
         self.gradients = TrainStep(config, model, encoder, world)
         self.optimizers = make_optimizers(self.trainable, config)
@@ -114,17 +122,6 @@ class Trainer:
         if self.prefix_length is None:
             return self.n_trained
         return self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
-
-    def _check_positions(self) -> None:
-        rows, limit = self.prefix_length or 0, self.model.config.n_positions
-        if self.config.mode == "pretrain":
-            return  # its windows are cut to fit
-        longest = max(len(e.ids) for e in (*self.train_set, *self.dev_set))
-        if rows + longest > limit:
-            raise ConfigError(
-                f"{rows} prefix rows and the longest sequence of {longest} tokens pass the model's"
-                f" limit of {limit} positions"
-            )
 
     def steps(self) -> Iterator[Progress]:
         """Train to the end, from wherever the run is; yields each step, in order.
@@ -181,7 +178,7 @@ class Trainer:
         if not math.isfinite(loss + norm):
             self.step = plan.step - 1  # nothing has moved since
             raise _not_finite(plan.step, loss, norm)
-        dev_loss, is_best = None, False
+        dev_loss, is_best = None, not self.dev_set and plan.step == self.total_steps
         if self.dev_set and self._is_judged(plan.step):
             dev_loss = self.dev_loss()
             if not math.isfinite(dev_loss):
@@ -204,7 +201,7 @@ class Trainer:
         self.trainable.train()
         torch.manual_seed(self._seed())
         loss = self.gradients.backward(examples)
-        norm = nn.utils.clip_grad_norm_(self.trainable.parameters(), self.config.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.trainable.parameters(), self.config.clip))
         if not torch.isfinite(loss + norm):
             raise _not_finite(self.step + 1, float(loss), float(norm))
         with record_function("optimizer"):
@@ -228,8 +225,8 @@ class Trainer:
             return self.trainable.eval()()
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """All that `restore` needs: tensors, and a JSON object."""
-        tensors = trained_state(self.trainable, self.optimizers)
+        """All that `restore` needs: tensors, and a JSON object; with shards all ranks must ask."""
+        tensors = gathered(trained_state(self.trainable, self.optimizers), self.world)
         return tensors, {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def restore(self, checkpoint: Checkpoint) -> None:
