@@ -215,30 +215,25 @@ def main() -> None:
     dtype = DTYPES[args.dtype if args.dtype != "auto" else "bf16" if on_gpu else "fp32"]
     why = kernels.why_not_triton(device, dtype)
     backend = "triton" if why is None else "reference"
-    wanted, why_not = list(shapes(on_gpu, args.quick)), []
-    for shape in wanted:
-        small = shape.first(2) if shape.width > 128 else shape
-        why_not.append(check_all(small, backend, device, dtype))
-        print(f"right: {shape.name}, P {shape.prefix}, H {shape.heads}", file=sys.stderr)
     result = {**record.begin("attention.py", device), "dtype": str(dtype).removeprefix("torch.")}
-    result |= {"attention": [], "one_token": []}
+    result |= {"attention": [], "one_token": list(decoding(device, dtype, args.samples, on_gpu))}
     if on_gpu:
-        rates = {"matmul": matmul_rate(device, dtype), "copy": copy_rate(device)}
-        result["rates"] = rates
-        result["one_token"] = list(decoding(device, dtype, args.samples, on_gpu))
-        for shape, reasons in zip(wanted, why_not, strict=True):
-            torch.compiler.reset()  # or FlexAttention gives up after a few shapes
-            found = measure(shape, device, dtype, args.samples, rates, reasons)
-            result["attention"] += found
-            record.save(result, args.json)  # what is there when a time limit ends it
+        rates = result["rates"] = {"matmul": matmul_rate(device, dtype), "copy": copy_rate(device)}
+    for shape in shapes(on_gpu, args.quick):
+        torch.compiler.reset()  # or FlexAttention gives up after a few shapes
+        is_large = len(shape.lengths) > 10 and shape.width > 128
+        why_not = check_all(shape.first(2) if is_large else shape, backend, device, dtype)
+        print(f"right: {shape.name}, P {shape.prefix}, H {shape.heads}", file=sys.stderr)
+        if on_gpu:
+            result["attention"] += measure(shape, device, dtype, args.samples, rates, why_not)
+        elif why_not:
+            sys.exit("a peer's values or gradients differ")
+        record.save(result, args.json)  # what is there when a time limit ends it
+    if on_gpu:
         record.finish(result, attention_table(result), args.json)
         return
-    list(decoding(device, dtype, args.samples, on_gpu))
-    if any(why_not):
-        sys.exit("a peer's values or gradients differ")
     how = "the Triton kernels, interpreted" if backend == "triton" else f"the reference: {why}"
     print(f"Values and gradients are right ({how}); times need a GPU.")
-    record.save(result, args.json)
 
 
 if __name__ == "__main__":

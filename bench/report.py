@@ -172,6 +172,12 @@ def speed_table(record: dict) -> str:
                 lines.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
         floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
         lines.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
+        for row in shape["rows"]:
+            if graphs := row.get("graphs"):
+                lines.append(
+                    f"- {row['method']}: steps are CUDA graphs, {graphs['count']} of them, captured"
+                    f" in {graphs['seconds']:.1f} s before; its shares are from a pass without them"
+                )
         what = f"{shape['model']}, {shape['dtype']}, {shape['attention']} attention"
         sizes = f"batches of {shape['batch_size']}, {shape['prefix_length']} prefix rows"
         parts.append(f"**{what}**, {sizes}:\n\n" + "\n".join(lines))

@@ -8,10 +8,10 @@ import torch
 
 def timed(run: Callable[[], object]) -> float:
     """Seconds that `run` takes; a GPU has done what was asked of it before, and in it."""
-    _wait()
+    wait()
     started = time.perf_counter()
     run()
-    _wait()
+    wait()
     return time.perf_counter() - started
 
 
@@ -24,7 +24,7 @@ def gpu_seconds(run: Callable[[], object], samples: int) -> list[float]:
     for mark in marks[1:]:
         run()
         mark.record()
-    _wait()
+    wait()
     pairs = zip(marks[:-1], marks[1:], strict=True)
     return [before.elapsed_time(after) / 1e3 for before, after in pairs]
 
@@ -43,6 +43,7 @@ def captured(run: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until a GPU has done all that was asked of it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
