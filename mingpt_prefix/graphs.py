@@ -165,7 +165,8 @@ class GraphedStep:
         optimizer.grad_scale = ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
         optimizer.found_inf = self.bad
         for group in optimizer.param_groups:
-            group["lr"], group["capturable"] = self.lr, self.on_gpu
+            group["lr"] = self.lr
+            group["capturable"] = self.on_gpu and torch.cuda.is_current_stream_capturing()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.said.copy_(torch.stack([loss, norm]))

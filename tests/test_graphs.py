@@ -1,12 +1,15 @@
 """Steps padded to buckets and taken whole: as graphs on a GPU, and eagerly here."""
 
 import math
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
+from processes import finish, start_training
 from test_training import (
     DIRECT,
     FINETUNE,
@@ -257,14 +260,13 @@ GPU_CONFIGS = pytest.mark.parametrize(
 def test_replays_give_the_losses_of_eager_steps(config: TrainConfig) -> None:
     graphs, eager = make_on_gpu(config), make_on_gpu(config)
     assert graphs.graphs is not None
-    config_dropout = config.dropout
     eager.graphs, eager.why_not_graphs = None, "they are not wanted"
     ours, theirs = losses(graphs), losses(eager)
     assert graphs.graphs.captured.count >= 1
-    if config_dropout:  # padding moves the masks
+    if config.dropout:  # padding moves the masks
         assert sum(ours) == pytest.approx(sum(theirs), rel=0.02)
     else:
-        bound = 2e-4 if config.dtype == "fp32" else 3e-2
+        bound = 1e-3 if config.dtype == "fp32" else 5e-2
         assert ours == pytest.approx(theirs, abs=bound)
 
 
@@ -296,3 +298,26 @@ def test_nothing_is_captured_compiled_or_allocated_after_a_while(mode: str) -> N
     finally:
         runtime.jit_post_compile_hook = before
     assert held[200] == held[2199]
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_a_stopped_run_of_graphs_ends_at_the_bytes_of_a_whole_one(
+    mode: str, small_model, small_data, tmp_path: Path
+) -> None:
+    flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data)]
+    flags += ["--device", "cuda", "--attention", "triton", "--dtype", "bf16"]
+    flags += ["--batch-size", "8", "--epochs", "100", "--evals", "2"]
+    said = finish(start_training(1, *flags, "--out", str(tmp_path / "whole"), stdout=PIPE))
+    assert "Each step is a CUDA graph." in said
+    process = start_training(1, *flags, "--out", str(tmp_path / "cut"), stdout=PIPE)
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "Stopped after step" in process.communicate(timeout=120)[0]
+    finish(start_training(1, "--resume", str(tmp_path / "cut")))
+    kept = "prefix.safetensors" if mode == "prefix" else "model/model.safetensors"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert (whole / "log.jsonl").read_text() == (cut / "log.jsonl").read_text()
+    assert (whole / kept).read_bytes() == (cut / kept).read_bytes()
