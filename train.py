@@ -21,6 +21,7 @@ from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.runs import RunFolder, check_origin, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
+from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
@@ -43,13 +44,14 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
                 print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
         trainer.world.wait()  # until all have read it
         return RunFolder.reopen(args.resume, trainer.step) if trainer.world.is_main else None
+    model = whole_model(trainer.model, trainer.world)
     if not trainer.world.is_main:
         return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), **began_with, "result": None}
     run = RunFolder.create(folder, content)
     start = trainer.folded_prefix() if config.init_prefix else None
-    before = task.score(trainer.model.eval(), start)
+    before = task.score(model.eval(), start)
     run.write_run({**content, "before": before.values})
     if before.line:
         say(f"Before training: {before.line}.")
@@ -58,30 +60,32 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
 
 def train(trainer: Trainer, run: RunFolder | None) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
-    pending, saved_at = [], time.monotonic()
+    pending, saved_at, is_due = [], time.monotonic(), False
 
     def save() -> None:
-        if run is None:
-            return
-        run.log(pending)
+        state = trainer.state()  # on all ranks, which may hold parts of it
+        if run is not None:
+            run.log(pending)
+            save_checkpoint(run.checkpoints, trainer.step, *state)
         pending.clear()
-        save_checkpoint(run.checkpoints, trainer.step, *trainer.state())
 
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
             pending.append(progress.log_line())
             show(progress)
-            # Without a dev set the last is the best.
-            is_last = trainer.step == trainer.total_steps
-            if run is not None and (progress.is_best or (is_last and not trainer.dev_set)):
+            if progress.is_best:
                 save_trained(trainer, run)
-            is_due = time.monotonic() - saved_at > SAVE_EVERY_S
-            number = trainer.world.largest(caught[0] if caught else 0)  # all stop at one step
-            if progress.dev_loss is not None or is_last or is_due or number:
+            # All save and stop at one step.
+            number = trainer.world.largest(caught[0] if caught else 0)
+            waited = trainer.world.largest(time.monotonic() - saved_at > SAVE_EVERY_S)
+            is_due |= progress.dev_loss is not None or progress.is_best or bool(waited or number)
+            if is_due and progress.step < trainer.step:
+                trainer.catch_up()
+            elif is_due:
                 save()
-                saved_at = time.monotonic()
-            if number:
-                return number
+                saved_at, is_due = time.monotonic(), False
+                if number:
+                    return number
     return 0
 
 
@@ -116,7 +120,7 @@ def run_training(args: TrainArgs, world: World) -> int:
     say(why)
     model = load_base(config)
     task = load_task(config, model.config)
-    trainer = Trainer(config, model, task.train_set, task.dev_set, world)
+    trainer = Trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
     say(summary(trainer))
     run = begin(config, args, trainer, task)
     started = time.monotonic()
@@ -137,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(TrainArgs, argv, "train.py", __doc__)
-        with join(args.device) as world:
+        with join(args.device, args.shard) as world:
             return run_training(args, world)
 
     return run_script("train.py", run)

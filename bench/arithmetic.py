@@ -35,3 +35,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     size = size if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(8))
+
+
+def copy_rate(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes read and written a second by a copy of `size` bytes: the best of several."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / min(timed(lambda: target.copy_(source)) for _ in range(8))

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.graphs import ahead
 from mingpt_prefix.model import GPT2
 
 # PEFT calls transformers in ways that it has deprecated.
@@ -85,9 +86,14 @@ class Stepper:
         with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
             return self.model(**batch).loss
 
-    def step(self, examples: Sequence[Encoded]) -> Tensor:
+    def run(self, batches: Sequence[Sequence[Encoded]]) -> None:
+        """A step a batch; they are padded and brought to the device by a thread, some ahead."""
         self.model.train()
-        batch = pad(examples, self.trained[0].device)
+        device = self.trained[0].device
+        for batch in ahead(lambda examples: pad(examples, device), batches):
+            self.step(batch)
+
+    def step(self, batch: dict[str, Tensor]) -> None:
         with record_function("forward"):
             loss = self.loss(batch)
         with record_function("backward"):
@@ -97,4 +103,3 @@ class Stepper:
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()

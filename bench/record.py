@@ -22,6 +22,11 @@ def begin(script: str, device: torch.device) -> dict:
 def finish(record: dict, table: str, path: Path | None) -> None:
     """Print the table, write the record to `path`, and end with it as one line of JSON."""
     print(table)
+    save(record, path)
+    print(json.dumps(record))
+
+
+def save(record: dict, path: Path | None) -> None:
+    """Write the record to `path`, if there is one: also while it is still growing."""
     if path is not None:
         path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from attention_report import attention_table
+
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Each metric's heading, what it is multiplied by, and how many decimals are shown.
@@ -170,6 +172,12 @@ def speed_table(record: dict) -> str:
                 lines.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
         floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
         lines.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
+        for row in shape["rows"]:
+            if graphs := row.get("graphs"):
+                lines.append(
+                    f"- {row['method']}: steps are CUDA graphs, {graphs['count']} of them, captured"
+                    f" in {graphs['seconds']:.1f} s before; its shares are from a pass without them"
+                )
         what = f"{shape['model']}, {shape['dtype']}, {shape['attention']} attention"
         sizes = f"batches of {shape['batch_size']}, {shape['prefix_length']} prefix rows"
         parts.append(f"**{what}**, {sizes}:\n\n" + "\n".join(lines))
@@ -194,8 +202,12 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
     def block(match: re.Match[str]) -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
-        record = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
+        path = results / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}Not measured yet.\n{match[3]}"
+        record = json.loads(path.read_text(encoding="utf-8"))
         kinds = {
+            "attention": attention_table,
             "versions": registers_table,
             "shapes": speed_table,
             "ablation": ablation_table,

@@ -5,8 +5,9 @@ python bench/speed.py                             # GPT-2 small; on a GPU medium
 python bench/speed.py --dtype bf16 --json bench/results/speed.json --picture speed.png
 
 Random weights serve for timing; the lengths are those of real E2E examples. The methods take turns
-batch after batch, so that a slow moment of the machine hits all of them. Where the time goes is
-from a pass of its own, under torch's profiler.
+round after round, so that a slow moment of the machine hits all of them: a round is a step, on a
+GPU several, of which none waits for the one before. Where the time goes is from a pass of its own,
+step by step and phase by phase, and without CUDA graphs.
 """
 
 import dataclasses
@@ -23,11 +24,13 @@ import torch
 import tyro
 from arithmetic import matmul_rate, step_flops
 from e2e_lengths import examples
+from phases import shares
 from report import speed_table
 from timing import timed
 
 from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.config import MODELS, TrainConfig
+from mingpt_prefix.graphs import Captured, ahead
 from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.recipes import recipe
@@ -44,7 +47,9 @@ class Args:
     model: tuple[str, ...] = ()
     """shapes to time; gpt2, and on a GPU gpt2-medium too"""
     rounds: int = 7
-    """steps of each method that count, after two to warm up"""
+    """rounds of each method that count, after two to warm up"""
+    steps: int | None = None
+    """of a round; 1, on a GPU 20"""
     batch_size: int = 10
     prefix_length: int = 5
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -60,12 +65,13 @@ class Args:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to take a training step; `run` returns its loss."""
+    """One way to take training steps; `run` takes one for each of its batches."""
 
     name: str
     mode: str
-    run: Callable[[Sequence[Encoded]], float | torch.Tensor]
+    run: Callable[[Sequence[Sequence[Encoded]]], None]
     optimizers: Sequence[torch.optim.Optimizer]
+    captured: Captured | None = None
 
     def state_bytes(self) -> int:
         """Of the optimizer, once it has made a step."""
@@ -98,17 +104,31 @@ def base(config: TrainConfig) -> GPT2:
     return model.to(DTYPES[config.dtype]) if config.mode == "prefix" else model
 
 
-def make_method(args: Args, model: str, name: str, data: Sequence[Encoded]) -> Method:
+def make_method(
+    args: Args, model: str, name: str, data: Sequence[Encoded], graphs: bool = True
+) -> Method:
     """Raises ImportError for a peer that is not installed."""
     mode = "prefix" if "prefix" in name else "finetune"
     config = configure(args, model, mode)
     if name in ("prefix", "fine-tuning"):
-        trainer = Trainer(config, base(config), data, [])
-        return Method(name, mode, lambda b: trainer.train_step(b, config.lr), trainer.optimizers)
+        trainer = Trainer(config, base(config), data, [], graphs=graphs)
+        captured = None if trainer.graphs is None else trainer.graphs.captured
+        return Method(name, mode, lambda b: run(trainer, b), trainer.optimizers, captured)
     import peers
 
     stepper = peers.Stepper(peers.build(base(config), config), config, POSTER_STEPS)
-    return Method(name, mode, stepper.step, [stepper.optimizer])
+    return Method(name, mode, stepper.run, [stepper.optimizer])
+
+
+def run(trainer: Trainer, batches: Sequence[Sequence[Encoded]]) -> None:
+    """A step a batch, as `Trainer.steps` takes them."""
+    lr = trainer.config.lr
+    if trainer.graphs is None:
+        for batch in batches:
+            trainer.train_step(batch, lr)
+        return
+    for work in ahead(lambda batch: trainer.graphs.prepare(batch, lr), batches):
+        trainer.graphs.begin(work, seed=0)
 
 
 def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
@@ -137,15 +157,6 @@ def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
     return losses
 
 
-def shares(method: Method, batch: Sequence[Encoded]) -> dict[str, float]:
-    """Which shares of a step are forward, backward and optimizer; the rest is preparation."""
-    with torch.profiler.profile() as profile:
-        total = timed(lambda: method.run(batch))
-    labels = ("forward", "backward", "optimizer")
-    spent = {e.key: e.cpu_time_total / 1e6 for e in profile.key_averages() if e.key in labels}
-    return {label: spent.get(label, 0.0) / total for label in labels}
-
-
 def memory(args: Args, model: str, name: str) -> int | None:
     """Peak bytes of a few steps in a process of their own."""
     flags = ["--model", model, "--memory-of", name]
@@ -157,35 +168,42 @@ def memory(args: Args, model: str, name: str) -> int | None:
 
 def measure(args: Args, model: str) -> dict:
     """All methods on one shape."""
-    data = examples(MODELS[model].vocab_size)
-    order = batches(len(data), args.batch_size, seed=0)
-    drawn = [[data[i] for i in next(order)] for _ in range(2 + (3 if args.quick else args.rounds))]
+    on_gpu, data = choose_device(args.device).type == "cuda", examples(MODELS[model].vocab_size)
+    order, steps = batches(len(data), args.batch_size, seed=0), args.steps or (20 if on_gpu else 1)
+    n_rounds = 2 + (3 if args.quick else args.rounds)
+    drawn = [[[data[i] for i in next(order)] for _ in range(steps)] for _ in range(n_rounds)]
     methods, losses = [], {}
     try:
-        losses = check(args, model, drawn[0])
+        losses = check(args, model, drawn[0][0])
         methods = [make_method(args, model, name, data) for name in METHODS]
     except ImportError as error:
         print(f"Without the peers ({error}): pip install 'mingpt-prefix[peers]'", file=sys.stderr)
         methods = [make_method(args, model, name, data) for name in METHODS[:2]]
     times: dict[str, list[float]] = {method.name: [] for method in methods}
-    for number, batch in enumerate(drawn):
+    for method in methods if on_gpu else ():
+        method.run([batch for round_ in drawn for batch in round_])  # each shape once
+    for number, round_ in enumerate(drawn):
         for method in methods:
-            seconds = timed(lambda m=method, b=batch: m.run(b))
+            seconds = timed(lambda m=method, b=round_: m.run(b))
             if number >= 2:
-                times[method.name].append(seconds)
+                times[method.name].append(seconds / steps)
     config = configure(args, model, "prefix")
     rate = matmul_rate(choose_device(args.device), DTYPES[config.dtype])
+    counted = [batch for round_ in drawn[2:] for batch in round_]
     rows = []
     for method in methods:
-        flops = [step_flops(MODELS[model], b, method.mode, args.prefix_length) for b in drawn[2:]]
-        tokens = [sum(len(e.ids) for e in b) for b in drawn[2:]]
-        spent = times[method.name]
+        flops = [step_flops(MODELS[model], b, method.mode, args.prefix_length) for b in counted]
+        tokens, spent = sum(len(e.ids) for b in counted for e in b), times[method.name]
+        eager = method if method.captured is None else make_method(
+            args, model, method.name, data, graphs=False
+        )  # fmt: skip
         rows.append({
             "method": method.name,
             "seconds": spent,
-            "tokens_per_second": sum(tokens) / sum(spent),
-            "utilisation": sum(flops) / sum(spent) / rate,
-            "shares": shares(method, drawn[-1]),
+            "tokens_per_second": tokens / sum(spent) / steps,
+            "utilisation": sum(flops) / sum(spent) / steps / rate,
+            "graphs": None if method.captured is None else dataclasses.asdict(method.captured),
+            "shares": shares(lambda m=eager: m.run(counted[-1:])),
             "optimizer_bytes": method.state_bytes(),
             "peak_memory": None if args.quick else memory(args, model, method.name),
             "poster_minutes": POSTER_STEPS * statistics.median(spent) / 60,
@@ -212,14 +230,14 @@ def main() -> None:
         method = make_method(args, models[0], args.memory_of, data)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()  # a peer is built out of a model of ours
-        for start in (0, args.batch_size):
-            method.run(data[start : start + args.batch_size])
+        size = args.batch_size
+        method.run([data[:size], data[size : 2 * size]])
         print(peak_memory(choose_device(args.device)))
         return
-    result = {
-        **record.begin("speed.py", choose_device(args.device)),
-        "shapes": [measure(args, model) for model in models],
-    }
+    result = {**record.begin("speed.py", choose_device(args.device)), "shapes": []}
+    for model in models:
+        result["shapes"].append(measure(args, model))
+        record.save(result, args.json)  # what is there when a time limit ends it
     if args.picture is not None:
         from pictures import speed_chart
 

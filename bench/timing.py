@@ -8,13 +8,42 @@ import torch
 
 def timed(run: Callable[[], object]) -> float:
     """Seconds that `run` takes; a GPU has done what was asked of it before, and in it."""
-    _wait()
+    wait()
     started = time.perf_counter()
     run()
-    _wait()
+    wait()
     return time.perf_counter() - started
 
 
-def _wait() -> None:
+def gpu_seconds(run: Callable[[], object], samples: int) -> list[float]:
+    """Seconds of `samples` runs by the GPU's own clock, after three that warm up."""
+    for _ in range(3):
+        run()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(samples + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    wait()
+    pairs = zip(marks[:-1], marks[1:], strict=True)
+    return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+
+
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """`run` as the replay of a CUDA graph; it is run three times before, to warm up."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def wait() -> None:
+    """Until a GPU has done all that was asked of it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

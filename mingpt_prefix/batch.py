@@ -36,7 +36,8 @@ class PrefixKV:
         """
         if kv.ndim != 5 or kv.shape[1] != 2:
             raise ValueError(f"kv: expected shape (L, 2, P, H, D), got {tuple(kv.shape)}")
-        return cls(kv, torch.tensor([0, kv.shape[2]], dtype=torch.int32, device=kv.device))
+        # Made where it is wanted: copied to a GPU, it would make the host wait.
+        return cls(kv, torch.arange(2, dtype=torch.int32, device=kv.device) * kv.shape[2])
 
     @classmethod
     def pack(cls, prefixes: Sequence["PrefixKV | Tensor"]) -> "PrefixKV":

@@ -73,9 +73,14 @@ def summary(trainer: training.Trainer) -> str:
             f"a prefix of {trainer.prefix_length} rows a layer: {trainer.n_kept:,} numbers are"
             f" kept, {trainer.n_kept / total:.2%} of the model's {total:,}"
         )
+    how = ""
+    if config.device == "cuda":
+        how = " Each step is a CUDA graph."
+        if trainer.why_not_graphs is not None:
+            how = f" Steps are no CUDA graphs: {trainer.why_not_graphs}."
     return (
         f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
-        f" {config.batch_size}, learning rate {config.lr:g}; {what}."
+        f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"
     )
 
 

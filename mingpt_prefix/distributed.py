@@ -27,10 +27,12 @@ _LONGEST_WAIT = timedelta(hours=12)
 
 @dataclass(frozen=True)
 class World:
-    """This process's number among those that train together."""
+    """This process's number among those that train together; `shards`: each holds a part of the
+    model, and not all of it."""
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -65,13 +67,15 @@ ALONE = World()
 
 
 @contextmanager
-def join(device: str = "auto") -> Iterator[World]:
+def join(device: str = "auto", shard: bool = False) -> Iterator[World]:
     """The world that torchrun set up, or `ALONE`; ranks but the first print nothing.
 
     Raises:
-        ConfigError: for more processes than GPUs, where they train on GPUs.
+        ConfigError: for more processes than GPUs, where they train on GPUs; for shards of one.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if shard:
+            raise ConfigError("--shard is for several processes: torchrun --nproc-per-node 2 ...")
         yield ALONE
         return
     on_gpu, local = device != "cpu" and torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
@@ -83,7 +87,7 @@ def join(device: str = "auto") -> Iterator[World]:
     # Both: small tensors on the CPU are exchanged too. Rank 0 scores while the others wait.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
-    world, stdout = World(dist.get_rank(), dist.get_world_size()), sys.stdout
+    world, stdout = World(dist.get_rank(), dist.get_world_size(), shard), sys.stdout
     try:
         if not world.is_main:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115

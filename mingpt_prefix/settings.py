@@ -98,6 +98,10 @@ class TrainArgs:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "triton", "reference"] = "auto"
     """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
+    graphs: bool = True
+    """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
+    shard: bool = False
+    """under torchrun: each process holds a part of the model, for finetune and pretrain"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -108,7 +112,7 @@ _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"
     " prefix_dropout".split()
 )
-_CHOSEN = "model data device dtype attention out resume mode no_reparam".split()
+_CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
 

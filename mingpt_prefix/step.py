@@ -7,7 +7,7 @@ The loss is the sum over target tokens divided by their number in the whole opti
 it is cut into micro-batches and ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,7 +19,9 @@ from torch.profiler import record_function
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
+from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.sharding import shard
 
 
 class SummedLoss(nn.Module):
@@ -34,7 +36,7 @@ class SummedLoss(nn.Module):
         casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
         with casts or nullcontext():
             hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
-            logits = model.head(hidden[batch.target_index])  # (M, V)
+            logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
 
@@ -57,28 +59,34 @@ class TrainStep:
         self.rows = None if encoder is None else config.prefix_length
         self.summed_loss = SummedLoss(model, encoder is None and config.dtype == "bf16")
         self.encoder, self.trained_loss = encoder, self.summed_loss
-        if world.size > 1 and encoder is None:
+        if world.shards:
+            self.trained_loss = shard(self.summed_loss, model, world)
+        elif world.size > 1 and encoder is None:
             self.trained_loss = DistributedDataParallel(self.summed_loss)
         elif world.size > 1:
             self.encoder = DistributedDataParallel(encoder)
 
     def backward(self, examples: Sequence[Encoded]) -> Tensor:
         """The mean loss of `examples`, whose gradients are added up; a scalar, in nats a token."""
-        own = self.world.share(examples)
-        # A rank without a share takes part with what counts for nothing.
-        weight, own = (1.0, own) if own else (0.0, examples[:1])
         # Ranks' gradients are averaged by torch, where their sum is wanted.
-        scale = weight * self.world.size / sum(e.n_targets for e in examples)
+        scale = self.world.size / sum(e.n_targets for e in examples)
+        parts = self._parts(examples, self.config.micro_batch_size)
+        packed = ((self._pack(part), weight * scale) for part, weight in parts)
+        loss = self.add_gradients(packed, len(parts))
+        return self.world.sum(loss) / self.world.size
+
+    def add_gradients(
+        self, batches: Iterable[tuple[PackedBatch, float | Tensor]], count: int
+    ) -> Tensor:
+        """The sum of the losses of `count` batches, each times its scale, and its gradients."""
         with record_function("forward"):
             prefix, rows = (None if self.encoder is None else self.encoder()), None
         if prefix is not None:
             # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
             rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
         loss = torch.zeros((), device=self.model.device)
-        size = self.config.micro_batch_size
-        for start in range(0, len(own), size):
-            batch = self._pack(own[start : start + size])
-            with self._exchange_if(start + size >= len(own)):
+        for number, (batch, scale) in enumerate(batches, 1):
+            with self._exchange_if(number == count):
                 with record_function("forward"):
                     part = self.trained_loss(batch, rows) * scale
                 with record_function("backward"):
@@ -87,13 +95,26 @@ class TrainStep:
         if prefix is not None:
             with record_function("backward"):
                 prefix.kv.backward(rows.kv.grad)
-        return self.world.sum(loss) / self.world.size
+        return loss
+
+    def _parts(
+        self, examples: Sequence[Encoded], size: int
+    ) -> list[tuple[Sequence[Encoded], float]]:
+        """This rank's share in parts of `size`, and what each counts.
+
+        All ranks have as many, so that they meet: what a rank lacks counts for nothing.
+        """
+        own, largest = self.world.share(examples), -(-len(examples) // self.world.size)
+        parts = [(own[start : start + size], 1.0) for start in range(0, len(own), size)]
+        return parts + [(examples[:1], 0.0)] * (-(-largest // size) - len(parts))
 
     def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         return pack(examples, self.rows, self.config.placement).to(self.model.device)
 
     def _exchange_if(self, is_last: bool) -> AbstractContextManager:
         """Ranks exchange gradients once a step, after the last micro-batch."""
+        if self.world.shards:
+            self.trained_loss.set_requires_gradient_sync(is_last)
         if is_last or not isinstance(self.trained_loss, DistributedDataParallel):
             return nullcontext()
         return self.trained_loss.no_sync()
@@ -101,9 +122,19 @@ class TrainStep:
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Encoded], prefix: PrefixKV | None) -> float:
         """Over all targets of `examples`, in nats a token."""
-        size, own = max(self.config.micro_batch_size, 32), self.world.share(examples)
         total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(own), size):
-            batch = self._pack(own[start : start + size])
-            total += self.summed_loss(batch, prefix).cpu()
+        for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
+            total += weight * self.summed_loss(self._pack(part), prefix).cpu()
+        if self.world.shards:
+            self.trained_loss.reshard()  # which backward does otherwise
         return float(self.world.sum(total)) / sum(e.n_targets for e in examples)
+
+
+def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
+    """Raises ConfigError when the longest example behind `rows` of a prefix has no positions."""
+    longest, limit = max(len(e.ids) for e in examples), model.config.n_positions
+    if rows + longest > limit:
+        raise ConfigError(
+            f"{rows} prefix rows and the longest sequence of {longest} tokens pass the model's"
+            f" limit of {limit} positions"
+        )

@@ -22,6 +22,7 @@ from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.readers import Columns
 from mingpt_prefix.runs import RunFolder
+from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tables import TEXT_FORMAT, format_table
 from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
@@ -157,9 +158,14 @@ def _digest(examples: Sequence[Encoded]) -> str:
     return digest.hexdigest()
 
 
-def save_trained(trainer: Trainer, run: RunFolder) -> None:
-    """Write what has been trained as it is now: the folded prefix, or the model."""
-    config, model = trainer.config, trainer.model
+def save_trained(trainer: Trainer, run: RunFolder | None) -> None:
+    """Write what has been trained as it is now: the folded prefix, or the model.
+
+    All ranks call it; the one that has a run folder writes.
+    """
+    config, model = trainer.config, whole_model(trainer.model, trainer.world)
+    if run is None:
+        return
     prefix = trainer.folded_prefix()
     if prefix is None:
         save_model(model, run.model_folder)

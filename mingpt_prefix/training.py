@@ -11,8 +11,9 @@ of a step depend on (seed, step) alone, which makes resuming exact.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +24,26 @@ from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.graphs import LAG, Begun, GraphedStep, Work, ahead, why_not_graphs
 from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers
 from mingpt_prefix.packed import pack
 from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.step import TrainStep
+from mingpt_prefix.resuming import load_trained_state, trained_state
+from mingpt_prefix.sharding import gathered, whole
+from mingpt_prefix.step import TrainStep, check_positions
 
+_ADVICE = "try a lower --lr, or look at the data"
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token."""
+    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token.
+
+    Without a dev set the last is the best.
+    """
 
     step: int
     loss: float
@@ -53,10 +61,12 @@ class Trainer:
     """One run: `model` and what is trained of it, its optimizer, and how far it has come.
 
     In prefix mode `model` is frozen, in whatever dtype it is held; otherwise its weights are
-    trained in float32, with matrix products in `config.dtype` (autocast).
+    trained in float32, with matrix products in `config.dtype` (autocast). `graphs`: steps are
+    taken whole, as CUDA graphs, where `mingpt_prefix.graphs` says that they can be.
 
     Raises:
-        ConfigError: when an example does not fit the model's positions.
+        ConfigError: when an example does not fit the model's positions, or for shards of what
+            is not cut up.
     """
 
     def __init__(
@@ -66,17 +76,27 @@ class Trainer:
         train_set: Sequence[Encoded],
         dev_set: Sequence[Encoded],
         world: World = ALONE,
+        graphs: bool = True,
     ) -> None:
         self.config, self.model, self.train_set, self.world = config, model, train_set, world
         self.dev_set = dev_set[:: -(-len(dev_set) // MAX_DEV) or 1]
         self.step, self.best_loss, self.best_step = 0, math.inf, 0
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
+        if world.shards and (config.mode == "prefix" or config.optimizer != "adamw"):
+            raise ConfigError("--shard is for all weights of a model, trained by --optimizer adamw")
         self._choose_trainable()
-        self._check_positions()
+        if config.mode != "pretrain":  # whose windows are cut to fit
+            check_positions(self.prefix_length or 0, (*self.train_set, *self.dev_set), model)
         encoder = self.trainable if config.mode == "prefix" else None
         self.gradients = TrainStep(config, model, encoder, world)
         self.optimizers = make_optimizers(self.trainable, config)
+        self.graphs, self._catches_up = None, False
+        self.why_not_graphs = why_not_graphs(config, world) if graphs else "they are not wanted"
+        if self.why_not_graphs is None:
+            longest = max(len(e.ids) for e in train_set)
+            whole = (self.gradients, self.trainable, *self.optimizers)
+            self.graphs = GraphedStep(*whole, config, longest)
 
     @property
     def prefix_length(self) -> int | None:
@@ -104,58 +124,87 @@ class Trainer:
             return self.n_trained
         return self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
 
-    def _check_positions(self) -> None:
-        rows, limit = self.prefix_length or 0, self.model.config.n_positions
-        if self.config.mode == "pretrain":
-            return  # its windows are cut to fit
-        longest = max(len(e.ids) for e in (*self.train_set, *self.dev_set))
-        if rows + longest > limit:
-            raise ConfigError(
-                f"{rows} prefix rows and the longest sequence of {longest} tokens pass the model's"
-                f" limit of {limit} positions"
-            )
-
     def steps(self) -> Iterator[Progress]:
-        """Train to the end, from wherever the run is; yields after each step.
+        """Train to the end, from wherever the run is; yields each step, in order.
+
+        With `graphs` a step is yielded when its loss has arrived, and others are under way by then:
+        `step` is that of the last one begun. See `catch_up`.
 
         Raises:
             TrainingError: when a loss or a gradient is not finite; the step is not yielded, and a
                 training step's bad gradient changes nothing.
         """
+        under_way: deque[tuple[Progress, Begun]] = deque()
+        for plan, work in self._prepared():
+            while under_way and self._catches_up:
+                yield self._ended(*under_way.popleft())
+            self._catches_up = False
+            under_way.append((plan, self._begin(work, plan.lr)))
+            self.step += 1
+            lag = 0 if self.graphs is None or self._is_judged(self.step) else LAG
+            while len(under_way) > lag:
+                yield self._ended(*under_way.popleft())
+
+    def catch_up(self) -> None:
+        """Begin no step before all that have been begun are yielded: `step` is then the last's."""
+        self._catches_up = True
+
+    def _is_judged(self, step: int) -> bool:
+        """Whether a dev loss follows it, or nothing at all."""
+        eval_every = math.ceil(self.total_steps / self.config.evals)
+        return step % eval_every == 0 or step == self.total_steps
+
+    def _prepared(self) -> Iterator[tuple[Progress, Work | list[Encoded]]]:
+        """Each step still to be taken, its loss unknown, and what `_begin` takes."""
         config = self.config
         order = batches(len(self.train_set), config.batch_size, config.seed, self.step)
-        eval_every = math.ceil(self.total_steps / config.evals)
-        while self.step < self.total_steps:
+
+        def prepare(step: int) -> tuple[Progress, Work | list[Encoded]]:
             examples = [self.train_set[i] for i in next(order)]
-            lr = learning_rate(self.step, self.total_steps, config)
-            loss = self.train_step(examples, lr)
-            self.step += 1
-            dev_loss, is_best = None, False
-            if self.dev_set and (self.step % eval_every == 0 or self.step == self.total_steps):
-                dev_loss = self.dev_loss()
-                if not math.isfinite(dev_loss):
-                    raise _not_finite(self.step, f"the dev loss is {dev_loss}")
-                is_best = dev_loss < self.best_loss
-                if is_best:
-                    self.best_loss, self.best_step = dev_loss, self.step
-            tokens = sum(len(e.ids) for e in examples)
-            yield Progress(self.step, loss, lr, tokens, dev_loss, is_best)
+            lr = learning_rate(step, self.total_steps, config)
+            plan = Progress(step + 1, math.nan, lr, sum(len(e.ids) for e in examples))
+            return plan, examples if self.graphs is None else self.graphs.prepare(examples, lr)
+
+        to_come = range(self.step, self.total_steps)
+        return map(prepare, to_come) if self.graphs is None else ahead(prepare, to_come)
+
+    def _begin(self, work: Work | Sequence[Encoded], lr: float) -> Begun:
+        if self.graphs is not None:
+            return self.graphs.begin(work, self._seed())
+        return Begun(torch.tensor([self.train_step(work, lr), 0.0], dtype=torch.float64))
+
+    def _ended(self, plan: Progress, begun: Begun) -> Progress:
+        """The step with its loss and, where one is due, its dev loss. Raises as `steps`."""
+        loss, norm = begun.read()
+        if not math.isfinite(loss + norm):
+            self.step = plan.step - 1  # nothing has moved since
+            raise _not_finite(plan.step, loss, norm)
+        dev_loss, is_best = None, not self.dev_set and plan.step == self.total_steps
+        if self.dev_set and self._is_judged(plan.step):
+            dev_loss = self.dev_loss()
+            if not math.isfinite(dev_loss):
+                raise TrainingError(f"step {plan.step}: the dev loss is {dev_loss}: {_ADVICE}")
+            is_best = dev_loss < self.best_loss
+            if is_best:
+                self.best_loss, self.best_step = dev_loss, plan.step
+        return replace(plan, loss=loss, dev_loss=dev_loss, is_best=is_best)
+
+    def _seed(self) -> int:
+        """Of the next step's dropout: ranks draw masks of their own."""
+        return (self.config.seed * 1_000_003 + self.step) * self.world.size + self.world.rank
 
     def train_step(self, examples: Sequence[Encoded], lr: float) -> float:
         """One optimizer step at the learning rate `lr`; returns its loss, in nats a token.
 
         Raises TrainingError as `steps`.
         """
-        config = self.config
         self.model.train()
         self.trainable.train()
-        # For dropout: ranks draw masks of their own.
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * self.world.size + self.world.rank)
+        torch.manual_seed(self._seed())
         loss = self.gradients.backward(examples)
-        norm = nn.utils.clip_grad_norm_(self.trainable.parameters(), config.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.trainable.parameters(), self.config.clip))
         if not torch.isfinite(loss + norm):
-            what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}"
-            raise _not_finite(self.step + 1, what)
+            raise _not_finite(self.step + 1, float(loss), float(norm))
         with record_function("optimizer"):
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -177,12 +226,8 @@ class Trainer:
             return self.trainable.eval()()
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """All that `restore` needs: tensors, and a JSON object."""
-        tensors = {f"trained.{name}": p for name, p in self.trainable.named_parameters()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, slots in optimizer.state_dict()["state"].items():
-                names = {key: f"optimizer.{number}.{index}.{key}" for key in slots}
-                tensors.update({names[key]: value for key, value in slots.items()})
+        """All that `restore` needs: tensors, and a JSON object; with shards all ranks must ask."""
+        tensors = gathered(trained_state(self.trainable, self.optimizers), self.world)
         state = {"best_loss": self.best_loss, "best_step": self.best_step}
         return tensors, {**state, "machine": surroundings(self.model.device, self.world.size)}
 
@@ -194,32 +239,18 @@ class Trainer:
         Raises:
             CheckpointError: when it is not of this run's shape.
         """
-        slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        load_trained_state(self.trainable, self.optimizers, checkpoint.tensors)
         try:
-            own = dict(self.trainable.named_parameters())
-            for name, tensor in checkpoint.tensors.items():
-                kind, rest = name.split(".", 1)
-                if kind == "trained":
-                    parameter = own.pop(rest)
-                    if tensor.shape != parameter.shape:
-                        raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
-                    parameter.data.copy_(tensor)
-                else:
-                    number, index, key = rest.split(".")
-                    slots[int(number)].setdefault(int(index), {})[key] = tensor
-            if own:
-                raise KeyError(next(iter(own)))
-            for optimizer, state in zip(self.optimizers, slots, strict=True):
-                groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.best_loss = float(checkpoint.state["best_loss"])
             self.best_step = int(checkpoint.state["best_step"])
-        except (LookupError, ValueError, RuntimeError) as error:
+        except (LookupError, ValueError) as error:
             raise CheckpointError(f"the checkpoint is of another run: {error}") from None
         self.step = checkpoint.step
+        if self.graphs is not None:
+            self.graphs.forget()
         now = surroundings(self.model.device, self.world.size)
         return changes(checkpoint.state.get("machine"), now)
 
 
-def _not_finite(step: int, what: str) -> TrainingError:
-    return TrainingError(f"step {step}: {what}: try a lower --lr, or look at the data")
+def _not_finite(step: int, loss: float, norm: float) -> TrainingError:
+    return TrainingError(f"step {step}: the loss is {loss}, the gradient's norm {norm}: {_ADVICE}")

@@ -15,7 +15,7 @@ from conftest import SMALL
 from test_reference import CASES, Case, offsets
 from torch import Tensor
 
-from mingpt_prefix import kernels
+from mingpt_prefix import kernels, training
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.decoding import generate
@@ -307,12 +307,16 @@ def test_decoding_no_rows() -> None:
 
 
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
-def test_training_reaches_the_reference_s_losses(mode: str) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["plain", "padded"])
+def test_training_reaches_the_reference_s_losses(mode: str, whole: bool, monkeypatch) -> None:
+    """Step by step, and in whole steps padded to buckets (on a GPU as CUDA graphs)."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(64, (n,), generator=generator) for n in (9, 17, 12, 5)]
     examples = [Encoded(i, len(i) // 2) for i in ids]
     losses = {}
     for backend in kernels.BACKENDS:
+        why = None if whole and backend == "triton" else "they are not wanted"
+        monkeypatch.setattr(training, "why_not_graphs", lambda *_, why=why: why)
         config = TrainConfig(
             mode=mode,
             model="small",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import finish, start_training
+from safetensors.torch import load_file
 
 from mingpt_prefix.distributed import ALONE, World
 
@@ -63,6 +64,72 @@ def test_a_signal_stops_both_and_resuming_ends_at_the_same_losses(
     assert log(tmp_path / "cut") == log(tmp_path / "whole")
     whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mode", "finetune", "--batch-size", "3", "--micro-batch-size", "1"],
+        pytest.param(
+            ["--mode", "finetune", "--batch-size", "37", "--grad-checkpoint"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["uneven", "grad-checkpoint"],
+)
+def test_shards_give_the_losses_and_the_files_of_one_process(
+    flags, small_model, small_data, tmp_path: Path
+) -> None:
+    flags = [*flags, "--model", str(small_model), "--data", str(small_data), *QUICK]
+    processes = [
+        start(1, *flags, "--out", str(tmp_path / "1")),
+        start(2, *flags, "--shard", "--out", str(tmp_path / "2")),
+    ]
+    for process in processes:
+        finish(process)
+    one, two = log(tmp_path / "1"), log(tmp_path / "2")
+    assert len(one) == len(two) > 1
+    for left, right in zip(one, two, strict=True):
+        assert right == pytest.approx(left, abs=1e-5)
+    for name in ("model/model.safetensors", f"checkpoint/step-{len(one):08d}.safetensors"):
+        left, right = (load_file(tmp_path / run / name) for run in "12")
+        assert left.keys() == right.keys()
+        assert {k: t.shape for k, t in left.items()} == {k: t.shape for k, t in right.items()}
+    before = [json.loads((tmp_path / run / "run.json").read_text())["before"] for run in "12"]
+    assert before[0] == before[1]
+
+
+@pytest.mark.slow
+def test_a_run_of_shards_goes_on_where_it_was_stopped(
+    small_model, small_data, tmp_path: Path
+) -> None:
+    flags = ["--mode", "finetune", "--model", str(small_model), "--data", str(small_data), *QUICK]
+    flags += ["--batch-size", "3", "--epochs", "12", "--shard"]
+    finish(start(2, *flags, "--out", str(tmp_path / "whole")))
+    process = start(2, *flags, "--out", str(tmp_path / "cut"))
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "Stopped after step" in process.communicate(timeout=60)[0]
+    finish(start(2, "--resume", str(tmp_path / "cut"), "--shard"))
+    assert log(tmp_path / "cut") == log(tmp_path / "whole")
+    whole, cut = (tmp_path / name / "model/model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags", "said"),
+    [
+        (1, ["--mode", "finetune"], "--shard is for several processes"),
+        pytest.param(2, ["--mode", "prefix"], "--shard is for all weights", marks=pytest.mark.slow),
+    ],
+)
+def test_shards_of_what_is_not_cut_up(ranks, flags, said, small_model, small_data) -> None:
+    flags = [*flags, "--model", str(small_model), "--data", str(small_data), "--shard"]
+    process = start(ranks, *flags, "--device", "cpu")
+    complaints = process.communicate(timeout=100)[1]
+    assert process.returncode != 0 and said in complaints
 
 
 def test_shares() -> None:

@@ -256,7 +256,17 @@ def test_a_stopped_run_goes_on_from_the_same_rows(
     base: Path, file: Path, small_data: Path, tmp_path: Path, capsys
 ) -> None:
     argv = ["--model", str(base), "--data", str(small_data), "--init-prefix", str(file)]
-    argv += ["--device", "cpu", "--reparam", "--batch-size", "8", "--max-steps", "4", "--evals", "1"]
+    argv += [
+        "--device",
+        "cpu",
+        "--reparam",
+        "--batch-size",
+        "8",
+        "--max-steps",
+        "4",
+        "--evals",
+        "1",
+    ]
     run = tmp_path / "run"
     assert train.main([*argv, "--out", str(run)]) == 0
     kept = (run / "prefix.safetensors").read_bytes()

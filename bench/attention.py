@@ -1,0 +1,240 @@
+"""One layer's attention with a prefix: this project's kernels against what else there is.
+
+python bench/attention.py --json bench/results/attention.json    # on a GPU
+TRITON_INTERPRET=1 python bench/attention.py                     # on a CPU: correctness alone
+
+Values and gradients are compared with the reference in float64 first. Small shapes are bound by
+launches, so what counts is the replay of a CUDA graph of several calls; eager times stand beside.
+Caches stay as warm as a call leaves them. TFLOP/s counts a causal half of the square, and backward
+as 2.5 forwards; the ceiling is the larger of that work at the rate of a large matrix product and of
+the least bytes at the rate of a large copy.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import record
+import torch
+import tyro
+from arithmetic import copy_rate, matmul_rate
+from attention_methods import PEERS, Call, Results, Shape, decode_by_cat, decode_inputs, inputs
+from attention_methods import packed as ours
+from attention_report import attention_table
+from e2e_lengths import examples
+from timing import captured, gpu_seconds
+
+from mingpt_prefix import kernels
+from mingpt_prefix.kernels import reference
+from mingpt_prefix.weights import DTYPES, choose_device
+
+CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
+WORK = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # of forward's products
+NAMES = ("out", "d_qkv", "d_prefix")
+
+
+@dataclass(frozen=True)
+class Args:
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    samples: int = 30
+    quick: bool = False
+    """the shapes that matter most"""
+    json: Path | None = None
+
+
+def shapes(on_gpu: bool, quick: bool) -> Iterator[Shape]:
+    """E2E's own first, then what is long."""
+    lengths = tuple(len(e.ids) for e in examples(50257)[:10])
+    if not on_gpu:
+        yield Shape("E2E, three of a batch", tuple(n // 3 for n in lengths[:3]), 5, 2)
+        yield Shape("B 2, T 40", (40,) * 2, 20, 2)
+        return
+    for heads in (12, 16):
+        yield Shape("E2E, B 10", lengths, 5, heads)
+    for heads in (12,) if quick else (12, 16):
+        for count in (8,) if quick else (8, 64):
+            for length in (128, 1024) if quick else (128, 512, 1024):
+                for prefix in (5, 200) if quick else (0, 5, 20, 200):
+                    yield Shape(f"B {count}, T {length}", (length,) * count, prefix, heads)
+
+
+def exact(shape: Shape, drawn: Results) -> Results:
+    return ours(shape, "reference", *(tensor.double() for tensor in drawn)).results()
+
+
+def check(name: str, found: Results, low: Results, wanted: Results) -> None:
+    """Errors at most twice those of the reference in the same dtype, and a little.
+
+    Raises AssertionError where they are larger: then no time would mean anything.
+    """
+    little = 1e-5 if found[0].dtype == torch.float32 else 1e-3
+    for part, own, same, true in zip(NAMES, found, low, wanted, strict=True):
+        if true.numel():
+            error = float((own.double() - true).abs().max())
+            allowed = 2 * float((same.double() - true).abs().max()) + little
+            assert error <= allowed, f"{name}: {part}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def check_all(
+    shape: Shape, backend: str, device: torch.device, dtype: torch.dtype
+) -> dict[str, str]:
+    """Raises AssertionError where ours is wrong; which peers are of no use here, and why."""
+    drawn, why_not = inputs(shape, device, dtype), {}
+    wanted, low = exact(shape, drawn), ours(shape, "reference", *drawn).results()
+    check("ours", ours(shape, backend, *drawn).results(), low, wanted)
+    # Other kernels may round sums over the batch more coarsely than ours may.
+    loose = tuple(w + 4 * (s.double() - w) for s, w in zip(low, wanted, strict=True))
+    for name, make in PEERS.items():
+        try:
+            call = make(shape, *drawn)
+            if name == "FlexAttention" and device.type == "cpu":  # it has no backward there
+                with torch.no_grad():
+                    found = (call.collect(call.forward(), call.leaves)[0], *low[1:])
+            else:
+                found = call.results()
+            check(name, found, loose, wanted)
+        except Exception as error:
+            why_not[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            print(f"{name} at {shape.name}, P {shape.prefix}: {why_not[name]}", file=sys.stderr)
+    return why_not
+
+
+def quantiles(run: Callable[[], object], samples: int, calls: int = 1) -> list[float]:
+    """p20, p50, p80 of the seconds that one of the `calls` in `run` takes."""
+    spent = [seconds / calls for seconds in gpu_seconds(run, samples)]
+    fifths = statistics.quantiles(spent, n=5, method="inclusive")
+    return [fifths[0], statistics.median(spent), fifths[3]]
+
+
+def replayed(run: Callable[[], object], samples: int) -> list[float]:
+    return quantiles(captured(lambda: [run() for _ in range(CALLS)]), samples, CALLS)
+
+
+def least_bytes(shape: Shape, size: int, direction: str) -> int:
+    """What must be read and written once, in numbers of `size` bytes."""
+    token, rows = shape.heads * shape.dim, 2 * shape.prefix * shape.heads * shape.dim
+    tokens = sum(shape.lengths) * token
+    forward = 4 * tokens + rows
+    backward = 8 * tokens + 2 * rows  # qkv, out, d_out in; d_qkv out
+    return size * {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that `run` allocates at most, beyond what there was."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def time_call(call: Call, samples: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds a pass: by replays of a graph, and eagerly."""
+    held: list[torch.Tensor] = []
+    # On the stream that its backward is captured on.
+    forward_graph = captured(lambda: held.append(call.forward()))
+    forward_graph()
+    runs = {
+        "forward": call.forward,
+        "backward": lambda: call.backward(held[-1]),
+        "both": call.both,
+    }
+    eager_out = call.forward()
+    eager = {**runs, "backward": lambda: call.backward(eager_out)}
+    return {
+        name: {"replay": replayed(run, samples), "eager": quantiles(eager[name], samples)}
+        for name, run in runs.items()
+    }
+
+
+def measure(
+    shape: Shape, device: torch.device, dtype: torch.dtype, samples: int, rates: dict, why_not: dict
+) -> Iterator[dict]:
+    """Rows of all methods and passes; for a peer that cannot do a shape one that says why."""
+    drawn, size = inputs(shape, device, dtype), dtype.itemsize
+    about = {"name": shape.name, "prefix": shape.prefix, "heads": shape.heads}
+    for name in ("ours", *PEERS):
+        if name in why_not:
+            yield {"shape": about, "method": name, "failed": why_not[name]}
+            continue
+        call = PEERS[name](shape, *drawn) if name in PEERS else ours(shape, "triton", *drawn)
+        times, most = time_call(call, samples), peak(call.both)
+        for direction, found in times.items():
+            flops, least = shape.flops() * WORK[direction], least_bytes(shape, size, direction)
+            spent = found["replay"][1]
+            ceiling = max(flops / rates["matmul"], least / rates["copy"])
+            copies = 2 * size * call.copied * (2 if direction == "both" else 1)
+            yield {
+                "shape": about,
+                "method": name,
+                "pass": direction,
+                **found,
+                "tflops": flops / spent / 1e12,
+                "share_of_ceiling": ceiling / spent,
+                "bytes_moved": least + copies,
+                "peak_bytes": most,
+            }
+
+
+def decoding(
+    device: torch.device, dtype: torch.dtype, samples: int, on_gpu: bool
+) -> Iterator[dict]:
+    """One new token: ours against concatenation and SDPA on a static cache."""
+    backend = "triton" if kernels.why_not_triton(device, dtype) is None else "reference"
+    for count, context in ((8, 64), (8, 512), (40, 64), (40, 512)) if on_gpu else ((2, 9),):
+        arguments = decode_inputs(count, context, 5, 12 if on_gpu else 2, device, dtype)
+        runs = {
+            "ours": lambda a=arguments: kernels.decode_attention(**a, backend=backend),
+            "cat + SDPA": decode_by_cat(arguments),
+        }
+        double = {k: v.double() if v.is_floating_point() else v for k, v in arguments.items()}
+        wanted = reference.decode_attention(**double)
+        for name, run in runs.items():
+            error = float((run().double() - wanted).abs().max())
+            assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: {error:.2e}"
+            if on_gpu:
+                numbers = 2 * (context + 5) * arguments["qkv"][:, 0].numel()
+                yield {
+                    "batch": count,
+                    "context": context,
+                    "method": name,
+                    "replay": replayed(run, samples),
+                    "eager": quantiles(run, samples),
+                    "bytes_moved": numbers * dtype.itemsize * (1 if name == "ours" else 3),
+                    "peak_bytes": peak(run),
+                }
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    device = choose_device(args.device)
+    on_gpu = device.type == "cuda"
+    dtype = DTYPES[args.dtype if args.dtype != "auto" else "bf16" if on_gpu else "fp32"]
+    why = kernels.why_not_triton(device, dtype)
+    backend = "triton" if why is None else "reference"
+    result = {**record.begin("attention.py", device), "dtype": str(dtype).removeprefix("torch.")}
+    result |= {"attention": [], "one_token": list(decoding(device, dtype, args.samples, on_gpu))}
+    if on_gpu:
+        rates = result["rates"] = {"matmul": matmul_rate(device, dtype), "copy": copy_rate(device)}
+    for shape in shapes(on_gpu, args.quick):
+        torch.compiler.reset()  # or FlexAttention gives up after a few shapes
+        is_large = len(shape.lengths) > 10 and shape.width > 128
+        why_not = check_all(shape.first(2) if is_large else shape, backend, device, dtype)
+        print(f"right: {shape.name}, P {shape.prefix}, H {shape.heads}", file=sys.stderr)
+        if on_gpu:
+            result["attention"] += measure(shape, device, dtype, args.samples, rates, why_not)
+        elif why_not:
+            sys.exit("a peer's values or gradients differ")
+        record.save(result, args.json)  # what is there when a time limit ends it
+    if on_gpu:
+        record.finish(result, attention_table(result), args.json)
+        return
+    how = "the Triton kernels, interpreted" if backend == "triton" else f"the reference: {why}"
+    print(f"Values and gradients are right ({how}); times need a GPU.")
+
+
+if __name__ == "__main__":
+    main()

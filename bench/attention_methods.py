@@ -1,0 +1,210 @@
+"""Ways to compute attention with prefix rows, on equal inputs: what bench/attention.py compares.
+
+Each takes a shape's packed inputs, brings them into the form that it wants (that is not timed), and
+gives back a `Call`: what is timed, and how its results are brought back to the packed form.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from mingpt_prefix import kernels
+
+Results = tuple[Tensor, Tensor, Tensor]  # out (T, H, D), d_qkv (T, 3, H, D), d_prefix (2, P, H, D)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sequences of these lengths, all with one prefix of `prefix` rows."""
+
+    name: str
+    lengths: tuple[int, ...]
+    prefix: int
+    heads: int
+    dim: int = 64
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def is_ragged(self) -> bool:
+        return min(self.lengths) < self.width
+
+    def first(self, count: int) -> "Shape":
+        """With so many sequences at most."""
+        return Shape(self.name, self.lengths[:count], self.prefix, self.heads, self.dim)
+
+    def flops(self) -> float:
+        """Of forward: two products, a causal half of the square and the prefix."""
+        pairs = sum(n * (n + 1) / 2 + n * self.prefix for n in self.lengths)
+        return 4 * pairs * self.heads * self.dim
+
+    def real(self, device: torch.device) -> Tensor:
+        """Which cells of a (B, S) grid hold a token."""
+        lengths = torch.tensor(self.lengths, device=device)
+        return torch.arange(self.width, device=device) < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """`forward()` from `leaves`, whose gradients follow from `d_out`; `collect(out, gradients)`."""
+
+    leaves: tuple[Tensor, ...]
+    forward: Callable[[], Tensor]
+    d_out: Tensor
+    collect: Callable[[Tensor, Sequence[Tensor]], Results]
+    copied: int = 0  # numbers that are copied on the way, each read once and written once
+
+    def backward(self, out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, self.leaves, self.d_out, retain_graph=True)
+
+    def both(self) -> None:
+        torch.autograd.grad(self.forward(), self.leaves, self.d_out)
+
+    def results(self) -> Results:
+        out = self.forward()
+        return self.collect(out.detach(), self.backward(out))
+
+
+def inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> Results:
+    """qkv (T, 3, H, D), prefix_kv (2, P, H, D) and the output's gradient (T, H, D)."""
+    generator, total = torch.Generator(device).manual_seed(0), sum(shape.lengths)
+    sizes = ((total, 3), (2, shape.prefix), (total,))
+    like = dict(generator=generator, device=device)
+    drawn = (torch.randn(*size, shape.heads, shape.dim, **like) for size in sizes)
+    return tuple(tensor.to(dtype) for tensor in drawn)
+
+
+def packed(shape: Shape, backend: str, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
+    """This project's: nothing is copied."""
+    device, count = qkv.device, len(shape.lengths)
+    starts = torch.tensor([0, *shape.lengths], device=device).cumsum(0).int()
+    rows = torch.tensor([0, shape.prefix], dtype=torch.int32, device=device)
+    zeros = torch.zeros(count, dtype=torch.int32, device=device)
+    leaves = (qkv.clone().requires_grad_(), kv.clone().requires_grad_())
+    attend = kernels.bind(backend, len(qkv), starts, rows, zeros, zeros, shape.width)
+    return Call(leaves, lambda: attend(*leaves), d_out, lambda out, grads: (out, *grads))
+
+
+def _grid(shape: Shape, tensor: Tensor) -> Tensor:
+    """Packed rows (T, ...) in a padded grid (B, S, ...)."""
+    grid = tensor.new_zeros(len(shape.lengths), shape.width, *tensor.shape[1:])
+    grid[shape.real(tensor.device)] = tensor
+    return grid
+
+
+def _with_prefix(grid: Tensor, kv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, H, S, D), and keys and values (B, H, P + S, D) behind each row's copy of the prefix."""
+    q, k, v = grid.permute(2, 0, 3, 1, 4)
+    front = kv.transpose(1, 2)[:, None].expand(2, len(q), -1, -1, -1)  # (2, B, H, P, D)
+    return q, torch.cat([front[0], k], dim=2), torch.cat([front[1], v], dim=2)
+
+
+def _from_grid(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor, attend) -> Call:
+    """A call of `attend(q, k, v)` on padded rows, the prefix set in front of keys and values."""
+    real = shape.real(qkv.device)
+    leaves = (_grid(shape, qkv).requires_grad_(), kv.clone().requires_grad_())
+
+    def forward() -> Tensor:
+        return attend(*_with_prefix(*leaves)).transpose(1, 2).contiguous()  # (B, S, H, D)
+
+    def collect(out: Tensor, gradients: Sequence[Tensor]) -> Results:
+        return out[real], gradients[0][real], gradients[1]
+
+    copied = 2 * len(shape.lengths) * (shape.width + shape.prefix) * shape.heads * shape.dim
+    return Call(leaves, forward, _grid(shape, d_out), collect, copied)
+
+
+def cat_sdpa(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
+    """Concatenation and SDPA on padded rows with a mask, as PEFT and transformers do it."""
+    real, column = shape.real(qkv.device), torch.arange(shape.width, device=qkv.device)
+    mask = ((column <= column[:, None]) & real[:, None]) | (column == column[:, None])
+    seen = mask.new_ones(*mask.shape[:2], shape.prefix)
+    mask = torch.cat([seen, mask], dim=2)[:, None]  # (B, 1, S, P + S)
+    how = dict(attn_mask=mask) if shape.prefix or shape.is_ragged else dict(is_causal=True)
+    return _from_grid(shape, qkv, kv, d_out, lambda q, k, v: sdpa(q, k, v, **how))
+
+
+def flash(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
+    """The kernel alone, on tensors that were concatenated before: what no caller gets for free."""
+    on_gpu, real = qkv.device.type == "cuda", shape.real(qkv.device)
+    drawn = _with_prefix(_grid(shape, qkv), kv)
+    leaves = tuple(tensor.detach().contiguous().requires_grad_() for tensor in drawn)
+    bias = causal_lower_right(shape.width, shape.prefix + shape.width)
+
+    def forward() -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if on_gpu else nullcontext():
+            return sdpa(*leaves, attn_mask=bias)
+
+    def collect(out: Tensor, gradients: Sequence[Tensor]) -> Results:
+        q, k, v = (gradient.transpose(1, 2) for gradient in gradients)
+        front = torch.stack([k[:, : shape.prefix].sum(0), v[:, : shape.prefix].sum(0)])
+        own = torch.stack([q, k[:, shape.prefix :], v[:, shape.prefix :]], dim=2)
+        return out.transpose(1, 2)[real], own[real], front
+
+    return Call(leaves, forward, _grid(shape, d_out).transpose(1, 2).contiguous(), collect)
+
+
+@cache
+def _compiled() -> Callable:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
+    """FlexAttention with a prefix mask, compiled on a GPU; the block mask is made before."""
+
+    def seen(batch, head, query, key):
+        return key - shape.prefix <= query
+
+    sizes = (shape.width, shape.prefix + shape.width)
+    mask = create_block_mask(seen, None, None, *sizes, device=qkv.device.type)
+    attend = _compiled() if qkv.device.type == "cuda" else flex_attention
+    return _from_grid(
+        shape, qkv, kv, d_out, lambda q, k, v: attend(q.contiguous(), k, v, block_mask=mask)
+    )
+
+
+PEERS = {"cat + SDPA": cat_sdpa, "FlexAttention": flex, "flash, concatenated": flash}
+
+
+def decode_inputs(n_seqs: int, context: int, prefix: int, heads: int, device, dtype) -> dict:
+    """Arguments of `kernels.decode_attention`, each sequence with `context` cached tokens."""
+    generator = torch.Generator(device).manual_seed(0)
+    like = dict(generator=generator, device=device)
+    width, ints = context + 1, dict(dtype=torch.int32, device=device)
+    return dict(
+        qkv=torch.randn(n_seqs, 3, heads, 64, **like).to(dtype),
+        cache=torch.randn(2, n_seqs * width, heads, 64, **like).to(dtype),
+        block_table=torch.arange(n_seqs * width, **ints).view(n_seqs, width),
+        lengths=torch.full((n_seqs,), context, **ints),
+        prefix_kv=torch.randn(2, prefix, heads, 64, **like).to(dtype),
+        prefix_starts=torch.tensor([0, prefix], **ints),
+        prefix_ids=torch.zeros(n_seqs, **ints),
+    )
+
+
+def decode_by_cat(arguments: dict) -> Callable[[], Tensor]:
+    """The same on a static cache (B, H, S, D), by an indexed write, concatenation and SDPA."""
+    qkv, kv = arguments["qkv"], arguments["prefix_kv"]
+    n_seqs, _, heads, dim = qkv.shape
+    cache = arguments["cache"].view(2, n_seqs, -1, heads, dim).transpose(2, 3).contiguous()
+    own = arguments["lengths"][:1].long()
+
+    def forward() -> Tensor:
+        q, k, v = (part[:, :, None] for part in qkv.unbind(1))  # each (B, H, 1, D)
+        cache[0].index_copy_(2, own, k)
+        cache[1].index_copy_(2, own, v)
+        front = kv.transpose(1, 2)[:, None].expand(2, n_seqs, -1, -1, -1)
+        keys, values = torch.cat([front, cache], dim=3)  # each (B, H, P + S, D)
+        return sdpa(q, keys, values)[:, :, 0]
+
+    return forward

@@ -1,0 +1,51 @@
+"""Benchmarks as they are started: what they do on a machine without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def run(script: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(BENCH / script), *flags]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+def test_attention_is_checked_where_it_cannot_be_timed(interpreted: str, tmp_path: Path) -> None:
+    if interpreted == "1":
+        pytest.importorskip("triton")
+    path = tmp_path / "attention.json"
+    done = run("attention.py", "--quick", "--json", str(path), TRITON_INTERPRET=interpreted)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Values and gradients are right (the ")
+    assert ("interpreted" in done.stdout) == (interpreted == "1")
+    assert done.stdout.endswith("times need a GPU.\n") and done.stderr.count("right: ") == 2
+    assert json.loads(path.read_text())["attention"] == []
+
+
+def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: Path) -> None:
+    """With a Python that fails in one part and hangs in another."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$*" in *attention.py*) echo no kernel; exit 3;; *speed.py*) sleep 60;; esac\n'
+        'while (($#)); do [[ $1 == --json ]] && echo "{}" > "$2"; shift; done\n'
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "LIMIT_S": "8"}
+    command = ["bash", str(BENCH / "gpu.sh"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 4, done.stdout
+    assert "tests: exit code 0" in done.stdout and "no kernel" in done.stdout
+    assert "Failed: attention (exit code 3)" in done.stdout
+    assert "Failed: speed (stopped after" in done.stdout
+    assert "Failed: decode (no time left)" in done.stdout
+    assert "Failed: table (no time left)" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["attention.log", "speed.log", "tests.log"]

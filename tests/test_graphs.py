@@ -1,0 +1,323 @@
+"""Steps padded to buckets and taken whole: as graphs on a GPU, and eagerly here."""
+
+import math
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+import torch
+from processes import finish, start_training
+from test_training import (
+    DIRECT,
+    FINETUNE,
+    PREFIX,
+    SHAPE,
+    examples,
+    learned,
+    losses,
+    make,
+)
+
+from mingpt_prefix import training
+from mingpt_prefix.batch import PackedBatch, PrefixKV, pack
+from mingpt_prefix.buckets import NOT_COUNTED, Bucket, round_up
+from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.config import ModelConfig, TrainConfig
+from mingpt_prefix.distributed import ALONE, World
+from mingpt_prefix.errors import TrainingError
+from mingpt_prefix.graphs import LAG, GraphedStep, ahead, why_not_graphs
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import SummedLoss
+from mingpt_prefix.training import Trainer
+
+HAS_GPU = torch.cuda.is_available()
+CONFIGS = pytest.mark.parametrize(
+    "config", [PREFIX, DIRECT, FINETUNE], ids=["prefix", "direct", "finetune"]
+)
+
+
+@pytest.fixture
+def graphed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers take whole padded steps, which a GPU would have as graphs."""
+    monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
+
+
+def plain(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> Trainer:
+    with monkeypatch.context() as context:
+        context.setattr(training, "why_not_graphs", lambda *_: "they are not wanted")
+        return make(config)
+
+
+# Buckets
+
+
+def test_sizes_are_few_and_near() -> None:
+    for n in range(5000):
+        assert n <= round_up(n) < max(1.25 * n, n + 8) + 1
+        assert round_up(round_up(n)) == round_up(n)
+    assert len({round_up(n) for n in range(513, 1025)}) == 4
+    assert [round_up(n) for n in (0, 1, 535, 512, 640, 641)] == [8, 8, 640, 512, 640, 768]
+
+
+def bucket_for(batch: PackedBatch, n_seqs: int = 8) -> Bucket:
+    return Bucket.of(batch, n_seqs, max_seq_len=40)
+
+
+def test_a_row_of_numbers_and_back() -> None:
+    batch = pack(examples(5), 4, "infix")
+    bucket = bucket_for(batch)
+    found, lr, weight = bucket.unflatten(bucket.flatten(batch, 3e-4, 1 / 7))
+    assert (float(lr), float(weight)) == pytest.approx((3e-4, 1 / 7))
+    assert len(found.tokens) == bucket.n_tokens >= len(batch.tokens)
+    assert found.layout.max_seq_len == 40 and len(found.layout.prefix_ids) == 8
+    for name in ("tokens", "positions", "target_index", "target_tokens"):
+        own = getattr(batch, name)
+        assert torch.equal(getattr(found, name)[: len(own)], own)
+    assert torch.equal(found.layout.seq_starts[:6], batch.layout.seq_starts)
+    assert set(found.layout.seq_starts[6:].tolist()) == {len(batch.tokens)}
+    assert found.layout.prefix_ids.tolist() == [0] * 5 + [-1] * 3
+    assert set(found.target_tokens[batch.n_targets :].tolist()) == {NOT_COUNTED}
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    small, large = pack(examples(2)), pack(examples(8))
+    with pytest.raises(ValueError, match="^batch: .* do not fit"):
+        bucket_for(small, 2).flatten(large, 0.0, 0.0)
+    with pytest.raises(ValueError, match="do not fit"):
+        replace(bucket_for(small), max_seq_len=3).flatten(small, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("placement", ["prefix", "infix", None])
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_padding_changes_neither_loss_nor_gradients(placement: str | None, count: int) -> None:
+    model = GPT2(SHAPE).initialize(1).double()
+    loss_of, results = SummedLoss(model, autocasts=False), []
+    rows = torch.randn(2, 2, 3, 2, 8, generator=torch.Generator().manual_seed(0)).double()
+    batch = pack(examples(count), 3 if placement else None, placement or "prefix")
+    bucket = bucket_for(batch)
+    for each in (batch, bucket.unflatten(bucket.flatten(batch, 0.0, 0.0))[0]):
+        kv = rows.clone().requires_grad_()
+        prefix = PrefixKV.from_tensor(kv) if placement else None
+        loss = loss_of(each, prefix)
+        wanted = [*model.parameters(), *([kv] if placement else [])]
+        results.append((loss, *torch.autograd.grad(loss, wanted)))
+    assert bucket.n_tokens > len(batch.tokens) or count == 8
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+# Steps
+
+
+@CONFIGS
+def test_whole_padded_steps_give_the_losses_of_plain_ones(config, graphed, monkeypatch) -> None:
+    config = replace(config, dropout=0.0, clip=0.3)  # clipped, in most steps
+    ours, theirs = make(config), plain(monkeypatch, config)
+    assert ours.graphs is not None and theirs.graphs is None
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    assert ours.best_loss == pytest.approx(theirs.best_loss, abs=1e-5)
+
+
+def test_losses_arrive_late_and_in_order_and_can_be_waited_for(graphed) -> None:
+    trainer = make(replace(PREFIX, epochs=10, evals=1))  # 40 steps
+    seen, saved = [], []
+    for progress in trainer.steps():
+        seen.append(progress.step)
+        assert progress.step <= trainer.step <= progress.step + LAG
+        if progress.step in (7, 20):
+            assert trainer.step == progress.step + LAG
+            saved.append(progress.step)
+            trainer.catch_up()
+        elif saved and trainer.step == progress.step < 40:
+            saved.append(progress.step)
+    assert seen == list(range(1, 41)) and trainer.step == 40
+    assert saved == [7, 11, 20, 24]
+
+
+@CONFIGS
+def test_a_run_cut_goes_on_to_the_same_bytes(config, graphed, tmp_path: Path) -> None:
+    config = replace(config, evals=1)
+    whole, first, second = (make(config) for _ in range(3))
+    expected, seen = losses(whole), []
+    for progress in first.steps():
+        seen.append(progress.loss)
+        first.catch_up()
+        if len(seen) >= 3 and first.step == progress.step:
+            break
+    save_checkpoint(tmp_path, first.step, *first.state())
+    second.restore(load_newest(tmp_path))
+    assert second.step == len(seen) == 5
+    assert seen + losses(second) == expected and learned(second) == learned(whole)
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_none_after_it_does(
+    graphed, monkeypatch
+) -> None:
+    config = replace(PREFIX, epochs=5, evals=1)
+    good, trainer = make(config), make(config)
+    for progress in good.steps():
+        good.catch_up()
+        if progress.step == good.step >= 3:
+            break
+    prepare, asked = GraphedStep.prepare, []
+
+    def spoil(self, batch, lr):
+        work = prepare(self, batch, lr)
+        asked.append(lr)
+        if len(asked) == good.step + 1:
+            work.row[-1] = torch.tensor([lr, math.nan]).view(torch.int64)
+        return work
+
+    monkeypatch.setattr(GraphedStep, "prepare", spoil)
+    seen = []
+    with pytest.raises(TrainingError, match=f"step {good.step + 1}: the loss is nan"):
+        seen.extend(trainer.steps())
+    assert len(asked) > good.step + 1  # some were begun after it
+    assert trainer.step == good.step
+    for name, tensor in good.state()[0].items():
+        assert torch.equal(trainer.state()[0][name], tensor), name
+
+
+def test_warming_up_moves_nothing(graphed) -> None:
+    trainer = make(FINETUNE)
+    before, engine = learned(trainer), trainer.graphs
+    engine.bad.fill_(1.0)
+    work = engine.prepare(trainer.train_set[:6], 0.1)
+    for _ in range(3):
+        engine._step(work.bucket, work.row)
+    assert learned(trainer) == before
+    assert all(not slot.any() for s in engine.optimizer.state.values() for slot in s.values())
+    assert all(p.grad is None for p in trainer.trainable.parameters())
+
+
+def test_where_graphs_can_be() -> None:
+    config = replace(PREFIX, device="cuda", attention="triton")
+    assert why_not_graphs(config, ALONE) is None
+    assert "GPU" in why_not_graphs(replace(config, device="cpu"), ALONE)
+    assert "processes" in why_not_graphs(config, World(0, 2))
+    for other in (
+        dict(attention="reference"),
+        dict(micro_batch_size=2),
+        dict(grad_checkpoint=True),
+        dict(depth="embedding"),
+    ):
+        assert why_not_graphs(replace(config, **other), ALONE)
+    assert make(PREFIX).graphs is None
+
+
+# The worker
+
+
+def test_ahead_keeps_the_order_and_is_another_thread() -> None:
+    made = []
+
+    def make_one(x: int) -> tuple[int, int]:
+        made.append(x)
+        return x, threading.get_ident()
+
+    results = ahead(make_one, range(20), depth=3)
+    first = next(results)
+    assert first[0] == 0 and first[1] != threading.get_ident()
+    assert len(made) <= 4
+    assert [x for x, _ in results] == list(range(1, 20))
+    broken = ahead(lambda x: 1 // x, [1, 0, 1])
+    assert next(broken) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(broken)
+
+
+# On a GPU
+
+GPU_SHAPE = ModelConfig(2, 2, 128, vocab_size=512, n_positions=64, eos_token_id=49)
+GPU = replace(PREFIX, device="cuda", attention="triton", dtype="bf16", mid_dim=64, evals=1)
+
+
+def make_on_gpu(config: TrainConfig, count: int = 200) -> Trainer:
+    model = GPT2(GPU_SHAPE, "triton").initialize(1).to("cuda")
+    if config.mode == "prefix" and config.dtype == "bf16":
+        model = model.bfloat16()
+    return Trainer(config, model, examples(count), [])
+
+
+def on_gpu(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")(test))
+
+
+GPU_CONFIGS = pytest.mark.parametrize(
+    "config",
+    [replace(GPU, **given, dtype=dtype, lr=1e-3) for dtype in ("fp32", "bf16") for given in (
+        {}, dict(mode="finetune", prefix_length=0), dict(mode="finetune", prefix_length=0,
+                                                         dropout=0.1))],
+    ids=lambda config: f"{config.mode}-{config.dtype}-{config.dropout}",
+)  # fmt: skip
+
+
+@on_gpu
+@GPU_CONFIGS
+def test_replays_give_the_losses_of_eager_steps(config: TrainConfig) -> None:
+    graphs, eager = make_on_gpu(config), make_on_gpu(config)
+    assert graphs.graphs is not None
+    eager.graphs, eager.why_not_graphs = None, "they are not wanted"
+    ours, theirs = losses(graphs), losses(eager)
+    assert graphs.graphs.captured.count >= 1
+    if config.dropout:  # padding moves the masks
+        assert sum(ours) == pytest.approx(sum(theirs), rel=0.02)
+    else:
+        bound = 1e-3 if config.dtype == "fp32" else 5e-2
+        assert ours == pytest.approx(theirs, abs=bound)
+
+
+@on_gpu
+def test_equal_runs_on_a_gpu_give_equal_bytes() -> None:
+    first, second = make_on_gpu(GPU), make_on_gpu(GPU)
+    assert losses(first) == losses(second) and learned(first) == learned(second)
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_nothing_is_captured_compiled_or_allocated_after_a_while(mode: str) -> None:
+    triton = pytest.importorskip("triton")
+    config = replace(GPU, mode=mode, prefix_length=4 if mode == "prefix" else 0, max_steps=2200)
+    trainer, compiled, held = make_on_gpu(config), [], {}
+    runtime = triton.knobs.runtime
+    before = runtime.jit_post_compile_hook
+    runtime.jit_post_compile_hook = lambda **_: compiled.append(1)
+    try:
+        for progress in trainer.steps():
+            if progress.step in (200, 2199):
+                torch.cuda.synchronize()
+                held[progress.step] = (
+                    torch.cuda.memory_allocated(),
+                    torch.cuda.memory_reserved(),
+                    trainer.graphs.captured.count,
+                    len(compiled),
+                )
+    finally:
+        runtime.jit_post_compile_hook = before
+    assert held[200] == held[2199]
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_a_stopped_run_of_graphs_ends_at_the_bytes_of_a_whole_one(
+    mode: str, small_model, small_data, tmp_path: Path
+) -> None:
+    flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data)]
+    flags += ["--device", "cuda", "--attention", "triton", "--dtype", "bf16"]
+    flags += ["--batch-size", "8", "--epochs", "100", "--evals", "2"]
+    said = finish(start_training(1, *flags, "--out", str(tmp_path / "whole"), stdout=PIPE))
+    assert "Each step is a CUDA graph." in said
+    process = start_training(1, *flags, "--out", str(tmp_path / "cut"), stdout=PIPE)
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "Stopped after step" in process.communicate(timeout=120)[0]
+    finish(start_training(1, "--resume", str(tmp_path / "cut")))
+    kept = "prefix.safetensors" if mode == "prefix" else "model/model.safetensors"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert (whole / "log.jsonl").read_text() == (cut / "log.jsonl").read_text()
+    assert (whole / kept).read_bytes() == (cut / kept).read_bytes()
