@@ -12,14 +12,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoint import save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import parse, quote, run_script, say, stop_signals, summary, training_bar
+from mingpt_prefix.console import (
+    parse,
+    run_script,
+    say,
+    say_result,
+    stop_signals,
+    summary,
+    training_bar,
+)
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import CheckpointError, PrefixError, WeightsError
 from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.runs import RunFolder, check_origin, next_folder, read_run
+from mingpt_prefix.resuming import go_on
+from mingpt_prefix.runs import RunFolder, next_folder, read_run
 from mingpt_prefix.settings import TrainArgs, resolve, resume
 from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
@@ -36,14 +45,7 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     """
     began_with = origin(task, trainer.model)
     if args.resume:
-        check_origin(args.resume, began_with)
-        if checkpoint := load_newest(RunFolder(args.resume).checkpoints):
-            changed = trainer.restore(checkpoint)
-            if changed and trainer.world.is_main:
-                what = f"since it was saved this has changed: {'; '.join(changed)}"
-                print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
-        trainer.world.wait()  # until all have read it
-        return RunFolder.reopen(args.resume, trainer.step) if trainer.world.is_main else None
+        return go_on(args.resume, began_with, trainer)
     model = whole_model(trainer.model, trainer.world)
     if not trainer.world.is_main:
         return None
@@ -103,16 +105,7 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     drawn = save_loss_curve(run.read_log(), run.picture, title)
-    after = f" After training: {score.line}." if score.line else ""
-    say(f"Trained in {seconds:.0f} s.{after}")
-    for line in score.sample:
-        say(f"  {line}")
-    made = run.prefix_file if config.mode == "prefix" else run.model_folder
-    say(f"Written: {made}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
-    if config.mode != "pretrain":
-        is_in_folder = config.mode == "prefix" and not trainer.model.name
-        base = f" --model {config.model}" if is_in_folder else ""
-        say(f"Next: python sample.py --run {run.path}{base} --table {quote(task.example)}")
+    say_result(trainer, score, seconds, run, drawn, task.example)
 
 
 def run_training(args: TrainArgs, world: World) -> int:
@@ -127,6 +120,8 @@ def run_training(args: TrainArgs, world: World) -> int:
     try:
         number = train(trainer, run)
     except (CheckpointError, PrefixError, WeightsError) as error:  # what was saved before stays
+        if run is None:
+            raise
         raise CheckpointError(f"{error}; to go on: python train.py --resume {run.path}") from None
     if run is not None and number:
         say(f"Stopped after step {trainer.step}, and saved. To go on:")

@@ -21,7 +21,7 @@ from mingpt_prefix.errors import ConfigError, MingptPrefixError
 from mingpt_prefix.tables import printable
 
 if TYPE_CHECKING:  # torch, which it brings, takes seconds
-    from mingpt_prefix import training
+    from mingpt_prefix import runs, tasks, training
 
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
@@ -61,6 +61,36 @@ def say(text: str = "") -> None:
 def quote(text: str) -> str:
     """Text as one argument of a shell, in double quotes where nothing in it needs more."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def warn_of_changes(changed: Sequence[str]) -> None:
+    """On stderr: what of the machine is not as it was when a resumed run was saved."""
+    what = f"since it was saved this has changed: {'; '.join(changed)}"
+    print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
+
+
+def say_result(
+    trainer: training.Trainer,
+    score: tasks.Score,
+    seconds: float,
+    run: runs.RunFolder,
+    drawn: bool,
+    example: str,
+) -> None:
+    """What a run has come to: its score, a sample, what was written, and what to try next.
+
+    `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
+    """
+    mode, model = trainer.config.mode, trainer.config.model
+    after = f" After training: {score.line}." if score.line else ""
+    say(f"Trained in {seconds:.0f} s.{after}")
+    for line in score.sample:
+        say(f"  {line}")
+    made = run.prefix_file if mode == "prefix" else run.model_folder
+    say(f"Written: {made}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
+    if mode != "pretrain":
+        base = f" --model {model}" if mode == "prefix" and not trainer.model.name else ""
+        say(f"Next: python sample.py --run {run.path}{base} --table {quote(example)}")
 
 
 def summary(trainer: training.Trainer) -> str:

@@ -1,10 +1,22 @@
-"""What a checkpoint holds of a run: the weights that are trained, and their optimizers' state."""
+"""Going on with a run: what a checkpoint holds of it, and how it is found and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from mingpt_prefix.checkpoint import load_newest
+from mingpt_prefix.console import warn_of_changes
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.runs import RunFolder, check_origin
 from mingpt_prefix.sharding import cut_like
+
+if TYPE_CHECKING:
+    from mingpt_prefix.training import Trainer
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -45,3 +57,21 @@ def load_trained_state(
             optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (LookupError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint is of another run: {error}") from None
+
+
+def go_on(folder: Path, began_with: Mapping[str, str], trainer: Trainer) -> RunFolder | None:
+    """The run of `folder`, and `trainer` where it left off; a warning where the machine is another.
+
+    None on every rank but the first, which alone writes.
+
+    Raises:
+        CheckpointError: when it is not of this run, or the run did not begin with `began_with`.
+    """
+    world = trainer.world
+    check_origin(folder, began_with)
+    if checkpoint := load_newest(RunFolder(folder).checkpoints):
+        changed = trainer.restore(checkpoint)
+        if changed and world.is_main:
+            warn_of_changes(changed)
+    world.wait()  # until all have read it
+    return RunFolder.reopen(folder, trainer.step) if world.is_main else None

@@ -9,6 +9,7 @@ it is cut into micro-batches and ranks.
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,25 @@ from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.sharding import shard
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token.
+
+    Without a dev set the last is the best.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    dev_loss: float | None = None
+    is_best: bool = False
+
+    def log_line(self) -> dict:
+        line = {"step": self.step, "loss": self.loss, "lr": self.lr}
+        return line if self.dev_loss is None else {**line, "dev_loss": self.dev_loss}
 
 
 class SummedLoss(nn.Module):

@@ -133,6 +133,8 @@ class TableTask:
 class TextTask:
     """Plain text; scored by bits per byte of the held-out documents."""
 
+    example = ""  # there is no table
+
     def __init__(self, corpus: Corpus) -> None:
         self.corpus, self.train_set = corpus, corpus.train
         every = -(-len(corpus.held_out) // _HELD_OUT_WINDOWS)

@@ -13,7 +13,7 @@ of a step depend on (seed, step) alone, which makes resuming exact.
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,29 +32,10 @@ from mingpt_prefix.packed import pack
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.resuming import load_trained_state, trained_state
 from mingpt_prefix.sharding import gathered, whole
-from mingpt_prefix.step import TrainStep, check_positions
+from mingpt_prefix.step import Progress, TrainStep, check_positions
 
 _ADVICE = "try a lower --lr, or look at the data"
 MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token.
-
-    Without a dev set the last is the best.
-    """
-
-    step: int
-    loss: float
-    lr: float
-    tokens: int
-    dev_loss: float | None = None
-    is_best: bool = False
-
-    def log_line(self) -> dict:
-        line = {"step": self.step, "loss": self.loss, "lr": self.lr}
-        return line if self.dev_loss is None else {**line, "dev_loss": self.dev_loss}
 
 
 class Trainer:
