@@ -147,8 +147,10 @@ class TrainConfig:
         for name in ("dropout", "prefix_dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.optimizer == "muon" and self.mode == "prefix":
-            raise ConfigError("--optimizer muon is for a model's matrices, not for a prefix")
+        if self.optimizer == "muon" and self.mode == "prefix" and self.reparam:
+            raise ConfigError(
+                "--optimizer muon is for matrices: of a prefix, those of --no-reparam"
+            )
         if self.init_prefix and (self.init_text or self.init != "noise" or self.depth != "all"):
             raise ConfigError("--init-prefix goes with none of --init, --init-text and --depth")
         if self.mode == "pretrain" and (self.input_template or self.text_field):

@@ -8,7 +8,8 @@ from mingpt_prefix.errors import ConfigError
 
 
 def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov & Hutter 2019), or for the blocks' matrices Muon (Jordan et al. 2024).
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the blocks' matrices and
+    for those of a prefix's rows.
 
     Weight decay acts on matrices alone.
 
@@ -16,14 +17,16 @@ def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.opt
         ConfigError: for Muon where this torch has none (it came with 2.9).
     """
     named = list(trainable.named_parameters())
-    by_muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
+    by_muon = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
     taken = {id(p) for p in by_muon}
     rest = [p for _, p in named if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if by_muon:
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(
@@ -36,8 +39,8 @@ def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.opt
     return optimizers
 
 
-def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return name.startswith("h.") and parameter.ndim == 2
+def _is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith(("h.", "rows.")) and parameter.ndim == 2
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -25,7 +25,7 @@ from mingpt_prefix.tokenizer import load_tokenizer
 
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
 # Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.
-_KEY_PACE, _VALUE_PACE = 0.5, 2.0
+_KEY_PACE, _VALUE_PACE = 0.7, 3.0
 
 
 def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()) -> nn.Module:
@@ -128,11 +128,12 @@ def _check_length(length: int, config: ModelConfig) -> None:
 class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
-    With reparam=False the rows are trained directly, as `kv` (L, 2, P, H, D), keys at half and
-    values at twice the learning rate. Layout and names of the MLP are PEFT's. Initial values depend
-    on `seed` alone, and no other random state is used; `init_scale` multiplies the last weight's.
-    With `start` (L, 2, P, H, D) the rows begin there, and what is learned is added. `dropout` acts
-    on the rows in training mode. Raises ConfigError for sizes that cannot be.
+    With reparam=False the rows are trained directly, as `rows`: for each layer, for keys and then
+    values, for each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7
+    times the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial
+    values depend on `seed` alone, and no other random state is used; `init_scale` multiplies the
+    last weight's. With `start` (L, 2, P, H, D) the rows begin there, and what is learned is added.
+    `dropout` acts on the rows in training mode. Raises ConfigError for sizes that cannot be.
     """
 
     def __init__(
@@ -157,10 +158,11 @@ class PrefixEncoder(nn.Module):
         if not reparam:
             pace = torch.tensor([_KEY_PACE, _VALUE_PACE]).view(2, 1, 1, 1)
             self.register_buffer("pace", pace, persistent=False)
-            self.kv = nn.Parameter(torch.zeros(self.shape))
+            first = torch.zeros(self.shape)
             if start is None:
-                nn.init.normal_(self.kv, std=_DIRECT_STD, generator=generator)
-                self.kv.data /= pace
+                nn.init.normal_(first, std=_DIRECT_STD, generator=generator).div_(pace)
+            matrices = first.transpose(2, 3).flatten(0, 2)  # (L * 2 * H, P, D)
+            self.rows = nn.ParameterList(matrix.clone() for matrix in matrices)
             return
         width = config.n_embd
         self.embedding = skip_init(nn.Embedding, length, width)
@@ -183,10 +185,15 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> PrefixKV:
         """The P rows, in the parameters' dtype also under autocast, with their graph."""
-        kv = self._transformed() if self.reparam else self.pace * self.kv
+        kv = self._transformed() if self.reparam else self._direct()
         if self.start is not None:
             kv = kv + self.start
         return PrefixKV.from_tensor(F.dropout(kv, self.dropout, self.training))
+
+    def _direct(self) -> Tensor:
+        n_layer, _, length, n_head, head_dim = self.shape
+        rows = torch.stack(list(self.rows)).view(n_layer, 2, n_head, length, head_dim)
+        return self.pace * rows.transpose(2, 3)  # (L, 2, P, H, D)
 
     def _transformed(self) -> Tensor:
         n_layer, _, length, n_head, head_dim = self.shape

@@ -25,12 +25,20 @@ RECIPES: dict[Mode, dict] = {
 # Rows that begin as examples and are trained directly, at a high rate, get furthest in them.
 _TINY = dict(epochs=2, batch_size=4, micro_batch_size=4, evals=3)
 TINY_RECIPES: dict[Mode, dict] = {
-    "prefix": dict(_TINY, lr=0.1, warmup=0.05, prefix_length=100, init="examples", reparam=False),
+    "prefix": dict(
+        _TINY,
+        lr=0.1,
+        warmup=0.05,
+        prefix_length=100,
+        init="examples",
+        reparam=False,
+        optimizer="muon",
+    ),
     "finetune": dict(_TINY, lr=1e-3),
     "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8),
 }
 # The paper's way, or virtual tokens.
-_TINY_BY_MLP = dict(lr=1.7e-3, reparam=True)
+_TINY_BY_MLP = dict(lr=1.7e-3, reparam=True, optimizer="adamw")
 
 
 def recipe(mode: Mode, tiny: bool, **overrides) -> dict:

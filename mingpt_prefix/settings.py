@@ -82,7 +82,7 @@ class TrainArgs:
     micro_batch_size: int | None = None
     """sequences at once; gradients add up to --batch-size"""
     optimizer: Optimizer | None = None
-    """muon takes the blocks' matrices, and AdamW the rest; for finetune and pretrain"""
+    """muon takes the blocks' matrices, or with --no-reparam the rows; AdamW takes the rest"""
     dropout: float | None = None
     weight_decay: float | None = None
     warmup: float | None = None

@@ -61,7 +61,9 @@ def test_shape_and_gradient(reparam: bool) -> None:
     sizes = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
     assert all(parameter.grad.any() for parameter in encoder.parameters())
     if not reparam:
-        assert sizes == {"kv": SHAPE}
+        assert sizes == {f"rows.{i}": (P, 8) for i in range(2 * 2 * 3)}
+        # Layer by layer, keys then values, head by head.
+        assert torch.equal(encoder.rows[1 * 6 + 1 * 3 + 2] * encoder.pace[1], out.kv[1, 1, :, 2])
         return
     assert sizes == {
         "embedding.weight": (P, 24),
