@@ -144,7 +144,9 @@ def our_encoder(model: GPT2, peer: torch.nn.Module, projection: bool) -> PrefixE
     if projection:
         encoder.load_state_dict(theirs.state_dict())
     else:
-        encoder.load_state_dict({"kv": as_rows(model.config, theirs.embedding.weight.detach())})
+        kv = as_rows(model.config, theirs.embedding.weight.detach()) / encoder.pace
+        matrices = kv.transpose(2, 3).flatten(0, 2)
+        encoder.load_state_dict({f"rows.{i}": matrix for i, matrix in enumerate(matrices)})
     return encoder
 
 
