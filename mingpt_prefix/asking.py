@@ -1,6 +1,7 @@
 """What a client may ask of the server: JSON, checked to the last field before it is queued.
 
-    ask = read_ask(b'{"table": {"name": "The Mill"}, "prefix": "prefix-tiny-1"}', voices, rules, limits)
+    body = b'{"table": {"name": "The Mill"}, "prefix": "prefix-tiny-1"}'
+    ask = read_ask(body, voices, defaults, seed, limits)
 
 `table` is an object, triples, or text as `name[The Mill]`; `prefix` names a prefix, null the frozen
 model, `model` a fine-tuned one in their place; without either it is the first voice. The other

@@ -259,7 +259,7 @@ class SampleConfig:
     attention: str = "auto"
     """auto (triton on a GPU, else reference), triton or reference"""
     serve: bool = False
-    """in place of tables: a web page, and POST /generate; the other flags are what it starts from"""
+    """a web page and POST /generate on this machine, in place of --table and --input"""
     beside: tuple[Path, ...] = ()
     """with --serve: further runs and prefix files to choose from"""
     host: str = "127.0.0.1"

@@ -141,9 +141,7 @@ class Service:
         answer, gone = asyncio.wrap_future(job.future), asyncio.ensure_future(_gone(request))
         left = deadline - asyncio.get_running_loop().time()
         try:
-            await asyncio.wait(
-                {answer, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({answer, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise Refusal(503, "not done in time")  # a client that is gone does not read it
             return answer.result()
