@@ -76,7 +76,12 @@ def open_voices(config: SampleConfig) -> list[Voice]:
             tuned.append((path.resolve().name, open_writer(flags)))
         else:
             prefixes.append(_prefix_beside(path, first))
-    frozen = [] if tuned and tuned[0][1] is first else [(FROZEN, replace(first, prefix=None))]
+    alone = "the same model without a prefix" if prefixes else first.origin
+    frozen = (
+        []
+        if tuned and tuned[0][1] is first
+        else [(FROZEN, replace(first, prefix=None, origin=alone))]
+    )
     kinds: list[tuple[Kind, list]] = [("prefix", prefixes), (FROZEN, frozen), ("fine-tuned", tuned)]
     voices: list[Voice] = []
     for kind, found in kinds:
