@@ -94,7 +94,13 @@ def open_voices(config: SampleConfig) -> list[Voice]:
 def _first_name(config: SampleConfig) -> str:
     if config.run is not None:
         return config.run.resolve().name
-    return "shipped" if config.prefix is None else config.prefix.stem
+    return "shipped" if config.prefix is None else _file_name(config.prefix)
+
+
+def _file_name(file: Path) -> str:
+    """What a prefix file is called: by its folder where its own name is that of all runs'."""
+    is_of_run = file.name == RunFolder(file.parent).prefix_file.name
+    return file.resolve().parent.name if is_of_run else file.stem
 
 
 def _prefix_beside(path: Path, first: Writer) -> tuple[str, Writer]:
@@ -111,7 +117,7 @@ def _prefix_beside(path: Path, first: Writer) -> tuple[str, Writer]:
     writer = replace(
         first, prefix=kv, text_format=info.text_format, placement=info.placement, origin=origin
     )
-    return path.resolve().name if is_run else path.stem, writer
+    return path.resolve().name if is_run else _file_name(path), writer
 
 
 def _free_name(name: str, taken: set[str] | tuple[()]) -> str:
