@@ -76,7 +76,8 @@ class Call:
 class Batcher:
     """The queue of one model and its packed prefixes (None: none), and the thread that empties it.
 
-    At most `most_waiting` wait, and at most `batch_size` go through the model together.
+    At most `most_waiting` wait, and at most `batch_size` sequences go through the model together, each
+    beam counted; a job of more goes alone.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Batcher:
 
 
 def _together(waiting: list[Job | Call], most: int) -> list[Job] | list[Call]:
-    """The first that waits, and those that can go with it: at most so many.
+    """The first that waits, and those that can go with it: at most so many sequences.
 
     A prompt that is sampled twice with one seed in a batch would be given different samples, so
     the second one waits.
@@ -200,6 +201,7 @@ def _together(waiting: list[Job | Call], most: int) -> list[Job] | list[Call]:
             settings = own
             sampled.add(drawn)
             chosen.append(job)
-        if len(chosen) == most:
+        width = max(settings[0].beams, settings[0].num_return_sequences)
+        if (len(chosen) + 1) * width > most:
             break
     return chosen
