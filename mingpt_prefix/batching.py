@@ -76,8 +76,8 @@ class Call:
 class Batcher:
     """The queue of one model and its packed prefixes (None: none), and the thread that empties it.
 
-    At most `most_waiting` wait, and at most `batch_size` sequences go through the model together, each
-    beam counted; a job of more goes alone.
+    At most `most_waiting` jobs wait. At most `batch_size` sequences go through the model together,
+    a job's beams counted; a job of more goes alone.
     """
 
     def __init__(

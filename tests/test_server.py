@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import CONFIG, FLAGS, PREFIXES, make_files, serving
 
 import sample
 from mingpt_prefix import batching
-from mingpt_prefix.asking import Limits
+from mingpt_prefix.asking import Limits, Refusal, read_ask
 from mingpt_prefix.config import Decoding, SampleConfig
 from mingpt_prefix.errors import MingptPrefixError
 from mingpt_prefix.tables import parse_table
@@ -203,6 +205,25 @@ def test_a_bad_one(client, body: bytes | dict, status: int, what: str) -> None:
     assert (response.status_code, response.text.count("\n")) == (status, 1)
     assert response.json().keys() == {"error"} and what in response.json()["error"]
     assert len(response.content) < 500
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = st.recursive(VALUES, lambda v: st.lists(v) | st.dictionaries(st.text(max_size=5), v))
+NAMES = [field.name for field in dataclasses.fields(Decoding)]
+NAMES += ["prefix", "model", "seed", "stream", "tokens", "table"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
+def test_any_request_is_taken_or_refused(voices, fields: dict) -> None:
+    body = json.dumps({"table": TABLE, **fields}).encode()
+    try:
+        ask = read_ask(body, list(voices.values()), Decoding(), 0, Limits())
+    except Refusal as error:
+        assert error.status in (400, 404) and 0 < len(str(error)) < 400
+        assert str(error).isprintable()
+    else:
+        assert 1 <= ask.decoding.max_new_tokens <= Limits().new_tokens and ask.prompt
 
 
 @pytest.mark.parametrize(
