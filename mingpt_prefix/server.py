@@ -11,6 +11,7 @@ Every answer but the page is JSON on one line; what is refused has a status of 4
 {"error": "..."}. Importing this module raises ConfigError where the extra `serve` is not installed.
 """
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -18,7 +19,6 @@ import re
 import signal
 import socket
 import sys
-from asyncio import to_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,7 +60,7 @@ def serve(config: SampleConfig) -> int:
         voices = open_voices(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         where = f"http://{host}:{listening.getsockname()[1]}/"
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 make_app(voices, config),
                 loop="asyncio",
@@ -68,7 +68,7 @@ def serve(config: SampleConfig) -> int:
                 ws="none",
                 log_level="critical",
                 server_header=False,
-                timeout_graceful_shutdown=_GRACE,
+                timeout_graceful_shutdown=2 * _GRACE,
             )
         )
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
@@ -82,6 +82,19 @@ def serve(config: SampleConfig) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Some time after it was told to stop, what still waits is refused."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async def refuse_the_rest() -> None:
+            await asyncio.sleep(_GRACE)
+            await asyncio.to_thread(self.config.app.state.service.close)
+
+        closing = asyncio.create_task(refuse_the_rest())
+        await super().shutdown(sockets)
+        closing.cancel()
 
 
 def _ignore(_number: int, _frame: object) -> None:
@@ -113,12 +126,12 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        await to_thread(service.close)
+        await asyncio.to_thread(service.close)
 
     async def refused(_request: Request, error: HTTPException) -> Response:
         return line({"error": error.detail}, error.status_code, error.headers)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             route("/", _page_endpoint(), "GET"),
             route("/about", service.about, "GET"),
@@ -128,6 +141,8 @@ def make_app(
         exception_handlers={HTTPException: refused},
         lifespan=lifespan,
     )
+    app.state.service = service
+    return app
 
 
 def _guarded(endpoint: Endpoint, hosts: set[str] | None) -> Endpoint:

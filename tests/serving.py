@@ -49,10 +49,15 @@ def _save_model(folder: Path, seed: int) -> str:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The address of a server started in `folder`, and its process, ended if it still runs."""
-    command = [sys.executable, str(SCRIPT), "--serve", "--port", "0", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def serving(folder: Path, *flags: str, changes: str = "") -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a server started in `folder`, and its process, ended if it still runs.
+
+    `changes` is Python that is run in it first.
+    """
+    code = f"import sys, sample; {changes}; sys.exit(sample.main())"
+    program = ["-c", code] if changes else [str(SCRIPT)]
+    command = [sys.executable, *program, "--serve", "--port", "0", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
     process = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -378,11 +378,24 @@ def test_an_interrupt_ends_it(folder, voices) -> None:
                 assert isinstance(answer.exception(), httpx.ConnectError)
 
 
-def test_sigterm_ends_it(folder) -> None:
-    with serving(folder, *FLAGS) as (address, process):
+def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
+    hasty = "import mingpt_prefix.server as server; server._GRACE = 0.3"
+    ask = {"table": TABLE, "beams": 16, "max_new_tokens": 100, "min_new_tokens": 90}
+    with (
+        serving(folder, *FLAGS, changes=hasty) as (address, process),
+        ThreadPoolExecutor(60) as pool,
+    ):
+        sent = [
+            pool.submit(httpx.post, f"{address}generate", json=ask, timeout=30) for _ in range(60)
+        ]
         assert httpx.get(f"{address}about").status_code == 200
+        time.sleep(0.5)
         process.terminate()
         assert process.wait(timeout=15) == 0 and process.stderr.read() == ""
+        # A connection that was not yet made is refused too, in another way.
+        answers = [one.result() for one in sent if one.exception() is None]
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert refused and all(r.json() == {"error": "the server is stopping"} for r in refused)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
 
