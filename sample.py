@@ -4,6 +4,7 @@ python sample.py --table "name[The Mill], eatType[pub]"
 python sample.py --input tables.txt --run runs/prefix-tiny-1 --beams 5
 python sample.py --input tables.txt --beams 5 --num-return-sequences 3 --scores
 generate_tables | python sample.py --input - --temperature 0.8
+python sample.py --serve --run runs/prefix-tiny-1 --beside runs/finetune-tiny-1
 
 Sentences go to stdout, one line a table (or --num-return-sequences lines); all else goes to stderr.
 Of many tables a bad one gets empty lines in their place, and the exit code is 1 at the end.
@@ -36,8 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> int:
     """The whole program, but for how it ends when something goes wrong."""
     config = parse(SampleConfig, argv, "sample.py", __doc__)
-    if (config.table is None) == (config.input is None):
-        raise ConfigError("one of --table and --input is needed, and only one")
+    if (config.table, config.input, config.serve or None).count(None) != 2:
+        raise ConfigError("one of --table, --input and --serve is needed, and only one")
+    if config.serve:
+        from mingpt_prefix.server import serve
+
+        return serve(config)
+    if config.beside:
+        raise ConfigError("--beside goes with --serve")
     with open_lines(config) as lines:
         return write_all(config, lines)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mingpt_prefix.bans import Bans
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.scored import Scored
+from mingpt_prefix.scored import Scored, Watch
 
 # Lower than any sequence's score: the very number transformers uses, so that sums round alike.
 _NEVER = -1e9
@@ -86,7 +86,12 @@ def _select(sequences: Tensor, index: Tensor) -> Tensor:
 
 
 def search_beams(
-    cache: KVCache, limits: Tensor, eos: int, decoding: Decoding, bans: Bans
+    cache: KVCache,
+    limits: Tensor,
+    eos: int,
+    decoding: Decoding,
+    bans: Bans,
+    watch: Watch | None = None,
 ) -> list[list[Scored]]:
     """The best sequences of each prompt in the cache, best first, without their end tokens.
 
@@ -98,6 +103,8 @@ def search_beams(
     cache.keep(numbers.repeat_interleave(beams))
     state = Beams(beams, limits, eos, decoding.length_penalty)
     for step in range(int(limits.max())):
+        if watch is not None:
+            watch([], [], [])
         said = state.running[:, :, :step].flatten(0, 1)
         shares = bans(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
         parents, going = state.advance(shares, step)

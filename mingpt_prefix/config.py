@@ -260,6 +260,14 @@ class SampleConfig:
     """auto, fp32, bf16, fp16 or fp64"""
     attention: str = "auto"
     """auto (triton on a GPU, else reference), triton or reference"""
+    serve: bool = False
+    """a web page and POST /generate on this machine, in place of --table and --input"""
+    beside: tuple[Path, ...] = ()
+    """with --serve: further runs and prefix files to choose from"""
+    host: str = "127.0.0.1"
+    """with --serve: the address to listen on; other machines reach any but the default"""
+    port: int = 8000
+    """with --serve: the port to listen on; 0 is any that is free"""
 
     @property
     def decoding(self) -> Decoding:

@@ -27,7 +27,7 @@ from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.packed import pack
 from mingpt_prefix.sampling import choose_tokens
-from mingpt_prefix.scored import Scored
+from mingpt_prefix.scored import Scored, Watch
 
 GREEDY = Decoding()
 _NO_TOKEN = -1
@@ -98,6 +98,7 @@ def generate_scored(
     eos: Literal["model"] | int | None = "model",
     seed: int | Sequence[int] = 0,
     batch_size: int = 32,
+    watch: Watch | None = None,
 ) -> list[list[Scored]]:
     """Of each prompt `decoding.num_return_sequences` sequences and their scores, beams best first.
 
@@ -109,6 +110,8 @@ def generate_scored(
 
     What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
     on the seed, one for all or one for each prompt, and on the prompt; given twice it gets others.
+
+    `watch` is told of every token as it is chosen, see `Watch`.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does
@@ -130,12 +133,20 @@ def generate_scored(
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                new = _generate_batch(model, [rows[i] for i in batch], prefix, decoding, eos)
+                chosen, told = [rows[i] for i in batch], _renumbered(watch, batch)
+                new = _generate_batch(model, chosen, prefix, decoding, eos, told)
                 for i, sequences in zip(batch, new, strict=True):
                     results[i] = sequences
     finally:
         model.train(was_training)
     return results
+
+
+def _renumbered(watch: Watch | None, batch: list[int]) -> Watch | None:
+    """`watch` for decoding that numbers the prompts within the batch."""
+    if watch is None:
+        return None
+    return lambda rows, tokens, shares: watch([batch[row] for row in rows], tokens, shares)
 
 
 def _fitting(model: GPT2, prefix: PrefixKV | None) -> PrefixKV:
@@ -201,7 +212,12 @@ def _seed(*key: object) -> int:
 
 
 def _generate_batch(
-    model: GPT2, rows: list[_Row], prefix: PrefixKV, decoding: Decoding, eos: int
+    model: GPT2,
+    rows: list[_Row],
+    prefix: PrefixKV,
+    decoding: Decoding,
+    eos: int,
+    watch: Watch | None,
 ) -> list[list[Scored]]:
     prompts, prefix_ids = [row.ids for row in rows], [row.prefix_id for row in rows]
     width = max(decoding.beams, decoding.num_return_sequences)
@@ -211,5 +227,6 @@ def _generate_batch(
     bans = Bans(prompts, decoding, eos, model.config.vocab_size, model.device)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
-        return search_beams(cache, limits, eos, decoding, bans)
-    return choose_tokens(cache, limits, eos, decoding, bans, [row.seeds for row in rows])
+        return search_beams(cache, limits, eos, decoding, bans, watch)
+    seeds = [row.seeds for row in rows]
+    return choose_tokens(cache, limits, eos, decoding, bans, seeds, watch)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mingpt_prefix.bans import Bans
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.scored import Scored
+from mingpt_prefix.scored import Scored, Watch
 
 # The next token of each row (B,) and its log-probability (B,), by the logits (B, V), the rows'
 # numbers in the batch (B,), and how many tokens came before.
@@ -28,6 +28,7 @@ def choose_tokens(
     decoding: Decoding,
     bans: Bans,
     seeds: Sequence[Sequence[int]],
+    watch: Watch | None = None,
 ) -> list[list[Scored]]:
     """The new tokens of each row in the cache, one sequence for each of its seeds.
 
@@ -53,6 +54,8 @@ def choose_tokens(
         possible = logits.gather(1, tokens[:, None])[:, 0] > -math.inf
         new[numbers, step] = tokens
         scores[numbers] += torch.where(possible, shares, 0.0)
+        if watch is not None:
+            watch(rows[numbers].tolist(), tokens.tolist(), shares.tolist())
         more = possible & (tokens != eos)
         counts[numbers] += more
         going = (more & (step + 1 < limits[numbers])).nonzero()[:, 0]

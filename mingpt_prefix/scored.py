@@ -1,6 +1,12 @@
 """What decoding gives for a prompt: sequences of new ids, each with its score."""
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+# Called after every step with the numbers of the prompts that got a token, these tokens, and their
+# log-probabilities. Beam search gives none of the three: nothing is settled before its end. What it
+# raises ends the decoding.
+Watch = Callable[[list[int], list[int], list[float]], None]
 
 
 class Scored(NamedTuple):

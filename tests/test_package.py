@@ -49,6 +49,12 @@ def test_all_embedded_files_are_package_data() -> None:
         assert any(fnmatch.fnmatch(f"/{name}", f"*/{p.removeprefix('**/')}") for p in patterns)
 
 
+def test_the_page_is_package_data() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    pages = [path.name for path in (ROOT / "mingpt_prefix").glob("*.html")]
+    assert settings["setuptools"]["package-data"]["mingpt_prefix"] == pages == ["page.html"]
+
+
 def test_all_embedded_files_have_10_mb_at_most() -> None:
     assert sum(path.stat().st_size for path in data_files()) <= 10_000_000
 
