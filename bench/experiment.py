@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mingpt_prefix.config import Decoding, SampleConfig
+from mingpt_prefix.config import Decoding
 from mingpt_prefix.data import group_references, load_split
 from mingpt_prefix.metrics import score
 from mingpt_prefix.runs import RunFolder, read_run
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import Table
 from mingpt_prefix.tiny.slots import slot_errors
 from mingpt_prefix.writer import open_writer

@@ -17,8 +17,8 @@ from mingpt_prefix.asking import Ask, Limits, Refusal, read_ask
 from mingpt_prefix.attention_shares import prefix_shares
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.batching import Batcher, Call, Job, QueueFull, Stopped
-from mingpt_prefix.config import SampleConfig
 from mingpt_prefix.describe import one_line
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.scored import Scored
 from mingpt_prefix.tables import parse_table
 from mingpt_prefix.tasks import EXAMPLE

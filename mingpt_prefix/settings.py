@@ -1,7 +1,6 @@
 """From train.py's flags to a `TrainConfig`: what is not said is chosen here, and why is told."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,8 +17,8 @@ from mingpt_prefix.config import (
     Optimizer,
     Placement,
     TrainConfig,
+    config_from_json,
     flag_name,
-    to_json,
 )
 from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
@@ -242,22 +241,3 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
         raise ConfigError("--out: a resumed run stays in its folder")
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
     return config, f"Going on with the {config.mode} run of {config.model} in {args.resume}."
-
-
-def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
-
-    Raises:
-        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
-    """
-    if not isinstance(saved, dict):
-        raise CheckpointError("run.json: no settings in it")
-    try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
-    except TypeError as error:
-        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if changed := sorted(name for name in saved if read[name] != saved[name]):
-        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
-    return config

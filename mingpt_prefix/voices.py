@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix.batch import encode_prompt
-from mingpt_prefix.config import SampleConfig
 from mingpt_prefix.errors import ConfigError, PrefixError, TableError
 from mingpt_prefix.prefix_file import check_prefix, read_prefix
 from mingpt_prefix.runs import RUN_FILE, RUNS, RunFolder, newest_finished, read_run
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import Table, printable
 from mingpt_prefix.writer import Writer, open_writer
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mingpt_prefix import tiny
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.config import MODELS, Decoding, SampleConfig
+from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import Sentence, describe_scored
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
 from mingpt_prefix.templates import template_format
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from mingpt_prefix.config import ModelConfig, SampleConfig, TrainConfig
+from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import MingptPrefixError, PrefixError
 from mingpt_prefix.export import import_adapter, main
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import TEXT_FORMAT
 from mingpt_prefix.weights import load_model, save_model
 from mingpt_prefix.writer import open_writer

@@ -23,8 +23,9 @@ from serving import CONFIG, FLAGS, PREFIXES, make_files, serving
 import sample
 from mingpt_prefix import batching
 from mingpt_prefix.asking import Limits, Refusal, read_ask
-from mingpt_prefix.config import Decoding, SampleConfig
+from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import MingptPrefixError
+from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import parse_table
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.voices import open_voices

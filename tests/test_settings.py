@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mingpt_prefix import settings
-from mingpt_prefix.config import to_json
+from mingpt_prefix.config import config_from_json, to_json
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
-from mingpt_prefix.settings import TrainArgs, config_from_json, resolve
+from mingpt_prefix.settings import TrainArgs, resolve
 
 
 def pretend(monkeypatch, gpu: bool, weights: tuple[bool, str] = (True, "cached")) -> None:

@@ -1,0 +1,64 @@
+"""The flags of sample.py, as a frozen dataclass."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from mingpt_prefix.config import Decoding
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Flags of sample.py."""
+
+    table: str | None = None
+    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
+    input: str | None = None
+    """a file of tables, one a line; - reads them from stdin"""
+    run: Path | None = None
+    """a run's folder; the newest finished one under runs/ if not given"""
+    prefix: Path | None = None
+    """a prefix file, in place of a run"""
+    model: str | None = None
+    """the model a prefix was made for: needed for a folder, a known name is found by itself"""
+    beams: int = 1
+    """beam search with so many beams; 1 is greedy"""
+    temperature: float | None = None
+    """sample, from the model's distribution at this temperature"""
+    top_k: int | None = None
+    """sample, from so many likeliest tokens only"""
+    top_p: float | None = None
+    """sample, from the likeliest tokens that together have this probability"""
+    seed: int = 0
+    max_new_tokens: int = 100
+    length_penalty: float = 1.0
+    """beam search: a sentence's log-probability is divided by its length to this power"""
+    no_repeat_ngram_size: int = 0
+    """no run of so many tokens comes twice, the table's own text counted; 0: any may"""
+    min_new_tokens: int = 0
+    """so many tokens at least before a sentence may end"""
+    num_return_sequences: int = 1
+    """so many sentences a table, a line each: the best beams, best first, or samples; a bad table
+    gets as many empty lines"""
+    scores: bool = False
+    """begin each line with the sentence's score and a tab: its log-probability (beams: divided)"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    dtype: str = "auto"
+    """auto, fp32, bf16, fp16 or fp64"""
+    attention: str = "auto"
+    """auto (triton on a GPU, else reference), triton or reference"""
+    serve: bool = False
+    """a web page and POST /generate on this machine, in place of --table and --input"""
+    beside: tuple[Path, ...] = ()
+    """with --serve: further runs and prefix files to choose from"""
+    host: str = "127.0.0.1"
+    """with --serve: the address to listen on; other machines reach any but the default"""
+    port: int = 8000
+    """with --serve: the port to listen on; 0 is any that is free"""
+
+    @property
+    def decoding(self) -> Decoding:
+        """Raises ConfigError for a flag out of range."""
+        names = (field.name for field in dataclasses.fields(Decoding))
+        return Decoding(**{name: getattr(self, name) for name in names})
