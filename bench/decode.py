@@ -4,7 +4,7 @@ python bench/decode.py                                  # GPT-2 small, random we
 python bench/decode.py --model gpt2-medium --dtype bf16 --json bench/results/decode.json
 
 Random ids of E2E's table lengths; every row gets exactly --new-tokens, so that all work alike.
-Greedy outputs without a prefix are compared first. The methods take turns, batch after batch.
+Greedy outputs are compared first. The methods take turns, batch after batch.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from speed import Args as SpeedArgs
 from speed import base, configure
 from timing import timed
 
-from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.prefix import make_encoder
@@ -67,30 +66,31 @@ def measure(args: Args) -> list[dict]:
     own = base(config).requires_grad_(False).eval()
     peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
     with torch.no_grad():
-        prefix = PrefixKV.from_tensor(make_encoder(config, own).to(own.device)().kv)
+        encoder = make_encoder(config, own).to(own.device)
+        encoder.load_state_dict(peers.prefix_weights(peer))
+        prefix = encoder()
     data = examples(MODELS[args.model].vocab_size)
     rounds = 2 if args.quick else args.rounds
     wanted = args.batch_size * (rounds + 1)
     prompts = [e.ids[: e.context].tolist() for e in islice(cycle(data), wanted)]
     fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
 
-    def ours(batch: list[list[int]], beams: int, with_prefix: bool = True) -> list[list[int]]:
-        rows = prefix if with_prefix else None
+    def ours(batch: list[list[int]], beams: int) -> list[list[int]]:
         count = args.new_tokens
-        return generate(own, batch, rows, beams=beams, max_new_tokens=count, eos=None)
+        return generate(own, batch, prefix, beams=beams, max_new_tokens=count, eos=None)
 
-    def theirs(model: torch.nn.Module, batch: list[list[int]], beams: int) -> torch.Tensor:
+    def theirs(batch: list[list[int]], beams: int) -> torch.Tensor:
         inputs = padded_left(batch, own.device)
         with torch.no_grad():
             # An end token no model says: rows go on to the last token.
-            out = model.generate(
+            out = peer.generate(
                 **inputs, **fixed, num_beams=beams, pad_token_id=0, eos_token_id=None
             )
         return out[:, -args.new_tokens :]
 
-    plain = theirs(peer.get_base_model(), prompts[: args.batch_size], 1).tolist()
-    same = ours(prompts[: args.batch_size], 1, with_prefix=False)
-    agreement = statistics.fmean(a == b for a, b in zip(plain, same, strict=True))
+    first = prompts[: args.batch_size]
+    pairs = zip(ours(first, 1), theirs(first, 1).tolist(), strict=True)
+    agreement = statistics.fmean(a == b for a, b in pairs)
     assert config.dtype != "fp32" or agreement >= 0.75, f"{agreement:.0%} of the rows agree"
     rows = []
     for beams in args.beams:
@@ -99,7 +99,7 @@ def measure(args: Args) -> list[dict]:
             batch = prompts[number * args.batch_size : (number + 1) * args.batch_size]
             for name, run in (
                 ("ours", lambda b=batch, n=beams: ours(b, n)),
-                ("PEFT", lambda b=batch, n=beams: theirs(peer, b, n)),
+                ("PEFT", lambda b=batch, n=beams: theirs(b, n)),
             ):
                 spent = timed(run)
                 if number:  # the first warms up

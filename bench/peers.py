@@ -25,6 +25,16 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 transformers.logging.set_verbosity_error()
 
 
+class Base(transformers.GPT2LMHeadModel):
+    """PEFT 0.21's `generate` loses its prefix where transformers gives the cache a newer name."""
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
+        return inputs
+
+
 def build(ours: GPT2, config: TrainConfig) -> nn.Module:
     """transformers' GPT-2 with the weights of `ours`; in prefix mode frozen, with PEFT's prefix."""
     shape = ours.config
@@ -34,7 +44,7 @@ def build(ours: GPT2, config: TrainConfig) -> nn.Module:
         resid_pdrop=config.dropout, attn_pdrop=0.0, attn_implementation="sdpa",
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(their_config)
+    model = Base(their_config)
     weights = {f"transformer.{name}": p.float() for name, p in ours.state_dict().items()}
     missing = model.load_state_dict(weights, strict=False).missing_keys
     assert set(missing) <= {"lm_head.weight"}, missing  # tied to wte
