@@ -184,11 +184,15 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
 
 
 def pack(
-    examples: Sequence[Encoded], prefix_length: int | None = None, placement: str = "prefix"
+    examples: Sequence[Encoded],
+    prefix_length: int | None = None,
+    placement: str = "prefix",
+    prefix_ids: Sequence[int] | None = None,
 ) -> PackedBatch:
-    """Examples one after the other, all with prefix 0 of `prefix_length` rows, or none.
+    """Examples one after the other, behind prefixes of `prefix_length` rows each, or none.
 
-    As an infix it is seen from the last given token on, and moves no positions.
+    `prefix_ids` None means prefix 0 for all. As an infix it is seen from the last given token on,
+    and moves no positions.
 
     Raises:
         ValueError: for no examples.
@@ -196,11 +200,12 @@ def pack(
     if not examples:
         raise ValueError("examples: expected at least one")
     lengths = [len(e.ids) for e in examples]
-    ids = None if prefix_length is None else [0] * len(examples)
+    ids = None if prefix_length is None else prefix_ids or [0] * len(examples)
     first = [e.context - 1 for e in examples] if placement == "infix" else None
     layout = make_layout(lengths, ids, first)
     in_front = prefix_length is not None and placement == "prefix"
-    positions = make_positions(layout, torch.tensor([prefix_length]) if in_front else None)
+    rows = torch.full((max(ids) + 1,), prefix_length) if in_front else None
+    positions = make_positions(layout, rows)
     if any(e.offset for e in examples):
         positions += torch.tensor([e.offset for e in examples]).repeat_interleave(
             torch.tensor(lengths)

@@ -87,6 +87,13 @@ def test_pack_with_a_prefix() -> None:
     assert batch.target_index.tolist() == [1, 3]
 
 
+def test_pack_with_a_prefix_each() -> None:
+    examples = [encoded(1, 2, 3, context=2), encoded(4, 5, context=1)]
+    batch = pack(examples, prefix_length=7, prefix_ids=[2, 0])
+    assert batch.positions.tolist() == [7, 8, 9, 7, 8]
+    assert batch.layout.prefix_ids.tolist() == [2, 0]
+
+
 def test_pack_with_offsets_and_nothing_to_predict() -> None:
     batch = pack([encoded(1, 2, context=1, offset=30), encoded(3, 4, context=2)])
     assert batch.positions.tolist() == [30, 31, 0, 1]

@@ -51,7 +51,7 @@ SEPARATORS = (
     "\n", "\n\n", " => ", "\nText: ", "\nIn words: ", "\nDescription: ", " ## ", "\n---\n",
     "\nOutput: ", "\nSummary:\n", " >>> ",
 )  # fmt: skip
-_SIZES = (3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8)
+SIZES = (3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8)
 
 
 def _camel(name: str) -> str:
@@ -85,7 +85,7 @@ class Style:
 def draw_pair(domain: Domain, rng: Random, author: Author | None = None) -> tuple[Rows, str]:
     """A table of the domain, its rows in random or the author's order, and a text that says it."""
     key = None if rng.random() < 0.05 else domain.key.draw(rng)
-    size = min(pick(rng, _SIZES) - (key is not None), len(domain.slots))
+    size = min(pick(rng, SIZES) - (key is not None), len(domain.slots))
     chosen, is_orderly = rng.sample(domain.slots, size), author is not None and author.is_orderly
     if is_orderly:
         chosen.sort(key=domain.slots.index)
