@@ -29,9 +29,10 @@ from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.resuming import go_on
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
-from mingpt_prefix.settings import TrainArgs, resolve, resume
+from mingpt_prefix.settings import resolve, resume
 from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
+from mingpt_prefix.train_args import TrainArgs
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
 

@@ -8,7 +8,8 @@ import torch
 from mingpt_prefix import settings
 from mingpt_prefix.config import config_from_json, to_json
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
-from mingpt_prefix.settings import TrainArgs, resolve
+from mingpt_prefix.settings import resolve
+from mingpt_prefix.train_args import TrainArgs
 
 
 def pretend(monkeypatch, gpu: bool, weights: tuple[bool, str] = (True, "cached")) -> None:
