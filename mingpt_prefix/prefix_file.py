@@ -42,6 +42,12 @@ class PrefixInfo:
     training: dict[str, Any]
     version: int = VERSION
 
+    @property
+    def is_beside_lora(self) -> bool:
+        """Whether it was trained together with LoRA: `fingerprint` is then that of the model with
+        the changes in its weights."""
+        return self.training.get("mode") == "prefix+lora"
+
     @staticmethod
     def check(fields: dict) -> None:
         """Raises PrefixError for values that cannot be."""
@@ -93,6 +99,8 @@ def rows_digest(kv: PrefixKV) -> str:
 
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
     """Raises PrefixError unless the prefix was made for exactly this model."""
+    if info.is_beside_lora and info.fingerprint != model.fingerprint:
+        raise PrefixError("the prefix was trained with LoRA: name the run that they are both in")
     FORMAT.check_base(info, model.fingerprint, model.name)
     config = model.config
     expected = (config.n_layer, 2, info.length, config.n_head, config.head_dim)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mingpt_prefix.config import MODELS, ModelConfig, TrainConfig, config_from_json, flag_name
+from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, config_from_json, flag_name
 from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
@@ -27,8 +27,15 @@ from mingpt_prefix.weights import (
 
 _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"
-    " prefix_dropout".split()
+    " prefix_dropout gated".split()
 )
+_LORA_FLAGS = "lora_rank lora_alpha lora_targets lora_dropout lora_lr".split()
+# What a mode has no use for, and the modes that have.
+_FLAGS_OF = {
+    ("prefix", "prefix+lora"): _PREFIX_FLAGS,
+    ("lora", "prefix+lora"): _LORA_FLAGS,
+    ("prefix+lora",): ["lora_lr"],
+}
 _CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
@@ -52,9 +59,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     mode = args.mode or "prefix"
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
-    if mode != "prefix" and any(getattr(args, n) != getattr(TrainArgs, n) for n in _PREFIX_FLAGS):
-        flags = ", ".join(f"--{flag_name(name)}" for name in _PREFIX_FLAGS)
-        raise ConfigError(f"{flags} are for --mode prefix, not {mode}")
+    _check_flags_of(mode, args)
     device = choose_device(args.device)
     model, why = (args.model, "as --model says") if args.model else _choose_model(device)
     shape = model_shape(model)
@@ -80,12 +85,27 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         attention=attention,
         **recipe(mode, is_tiny, **given),
     )
-    what = {"prefix": "a prefix for", "finetune": "all weights of", "pretrain": "all weights of"}
+    what = {
+        "prefix": "a prefix for",
+        "lora": "LoRA of",
+        "prefix+lora": "a prefix and LoRA for",
+        "finetune": "all weights of",
+        "pretrain": "all weights of",
+    }
     start = " from fresh weights" if mode == "pretrain" and model in MODELS else ""
     where = "the GPU" if device.type == "cuda" else "the CPU"
     how = f"on {where} ({dtype}, {attention} attention)"
     line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, {how}"
     return config, f"{line}: {why}."
+
+
+def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
+    """Raises ConfigError for flags that are given, and are for other modes."""
+    for modes, names in _FLAGS_OF.items():
+        if mode not in modes and any(getattr(args, n) != getattr(TrainArgs, n) for n in names):
+            flags = ", ".join(f"--{flag_name(name)}" for name in names)
+            verb = "is" if len(names) == 1 else "are"
+            raise ConfigError(f"{flags} {verb} for --mode {' or '.join(modes)}, not {mode}")
 
 
 def _of_prefix(args: TrainArgs, file: str) -> dict:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mingpt_prefix.config import Depth, Init, Mode, Optimizer, Placement
+from mingpt_prefix.config import Depth, Init, Mode, Optimizer, Placement, Target
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class TrainArgs:
     """Flags of train.py; those not given come from the recipe of the mode and model."""
 
     mode: Mode | None = None
-    """what is trained: a prefix (the default), all weights, or (pretrain) all on plain text"""
+    """what is trained: a prefix (the default), LoRA, both, all weights, or all on plain text
+    (pretrain)"""
     model: str | None = None
     """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
     data: tuple[str, ...] = ()
@@ -41,6 +42,18 @@ class TrainArgs:
     """a prefix file of this model to train on from; its length, placement and template are taken"""
     prefix_dropout: float | None = None
     """of the rows, in training"""
+    gated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """learn for each layer and head how much it takes of the prefix"""
+    lora_rank: int | None = None
+    """columns and rows of LoRA's matrices"""
+    lora_alpha: float | None = None
+    """LoRA's products count so many times, divided by the rank"""
+    lora_targets: tuple[Target, ...] | None = None
+    """the weights of every block that LoRA changes"""
+    lora_dropout: float | None = None
+    """of what goes into LoRA's products, in training"""
+    lora_lr: float | None = None
+    """LoRA's own learning rate beside a prefix, which has --lr"""
     lr: float | None = None
     epochs: float | None = None
     max_steps: int | None = None

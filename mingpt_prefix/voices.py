@@ -66,12 +66,12 @@ def open_voices(config: SampleConfig) -> list[Voice]:
         config = replace(config, run=newest_finished(RUNS))
     first = open_writer(config)
     tuned, prefixes = [], []
-    if config.run is not None and first.prefix is None:
+    if config.run is not None and not _is_prefix_run(config.run):
         tuned.append((config.run.resolve().name, first))
     elif first.prefix is not None:
         prefixes.append((_first_name(config), first))
     for path in config.beside:
-        if (path / RUN_FILE).exists() and read_run(path)["config"].get("mode") != "prefix":
+        if (path / RUN_FILE).exists() and not _is_prefix_run(path):
             flags = replace(config, run=path, prefix=None, model=None)
             tuned.append((path.resolve().name, open_writer(flags)))
         else:
@@ -89,6 +89,11 @@ def open_voices(config: SampleConfig) -> list[Voice]:
             taken = {FROZEN, *(voice.name for voice in voices)} if kind != FROZEN else ()
             voices.append(Voice(_free_name(name, taken), kind, writer))
     return voices
+
+
+def _is_prefix_run(folder: Path) -> bool:
+    """Whether the run leaves the model as it is, for other prefixes too."""
+    return read_run(folder)["config"].get("mode") == "prefix"
 
 
 def _first_name(config: SampleConfig) -> str:
