@@ -40,7 +40,7 @@ _TINY_PREFIX = dict(
 )
 TINY_RECIPES: dict[Mode, dict] = {
     "prefix": _TINY_PREFIX,
-    "lora": dict(_TINY, **_LORA, lr=5e-3, warmup=0.05),
+    "lora": dict(_TINY, **_LORA, lr=1e-2, warmup=0.05),
     "prefix+lora": dict(_TINY_PREFIX, **_LORA, lora_lr=5e-3),
     "finetune": dict(_TINY, lr=1e-3),
     "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8),

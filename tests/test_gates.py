@@ -75,19 +75,8 @@ def test_gates_begin_at_one_and_are_learned() -> None:
 def test_runs(more, small_model: Path, small_data: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--model", str(small_model), "--data", str(small_data), "--device", "cpu", "--gated"]
-    flags += [
-        "--prefix-length",
-        "5",
-        "--max-steps",
-        "8",
-        "--batch-size",
-        "8",
-        "--lr",
-        "0.05",
-        "--evals",
-        "1",
-        *more,
-    ]
+    flags += ["--prefix-length", "5", "--max-steps", "8", "--batch-size", "8", "--evals", "1"]
+    flags += ["--lr", "0.05", *more]
     assert train.main([*flags, "--out", "run"]) == 0
     prefix, info = read_prefix(tmp_path / "run" / "prefix.safetensors")
     assert info.training["gated"] is True and prefix.kv.shape[2] == info.length == 5

@@ -253,7 +253,8 @@ GPU_CONFIGS = pytest.mark.parametrize(
     "config",
     [replace(GPU, **given, dtype=dtype, lr=1e-3) for dtype in ("fp32", "bf16") for given in (
         {}, dict(mode="finetune", prefix_length=0), dict(mode="finetune", prefix_length=0,
-                                                         dropout=0.1))],
+                                                         dropout=0.1),
+        dict(mode="prefix+lora", lora_rank=2, lora_alpha=4.0, lora_targets=("attn.c_attn",)))],
     ids=lambda config: f"{config.mode}-{config.dtype}-{config.dropout}",
 )  # fmt: skip
 
