@@ -53,7 +53,7 @@ def made(small_model: Path, small_data: Path, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for mode, more in (
-            ("lora", ["--lr", "0.05"]),
+            ("lora", ["--lora-targets", "attn.c_attn"]),
             ("prefix+lora", ["--prefix-length", "4", "--lora-targets", "mlp.c_fc", "attn.c_proj"]),
             ("prefix", ["--prefix-length", "4"]),
         ):
