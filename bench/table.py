@@ -44,8 +44,8 @@ class Args:
     """examples in front of the table when the frozen model is prompted"""
     beams: int = 5
     quick: bool = False
-    """one epoch, two seeds (one of gated prefixes and LoRA), and fine-tuning at the recipe's
-    learning rate alone"""
+    """one epoch, two seeds of prefix-tuning and fine-tuning, one of all else, and fine-tuning at
+    the recipe's learning rate alone"""
     out: Path = Path("runs/table")
     json: Path | None = None
 
@@ -92,9 +92,9 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
     seeds = range(2 if args.quick else args.seeds)
-    rows = list(prompted(args, test, seeds))
-    rows += [train(args, test, "prefix", seed) for seed in seeds]
     fewer = seeds[:1] if args.quick else seeds
+    rows = list(prompted(args, test, fewer))
+    rows += [train(args, test, "prefix", seed) for seed in seeds]
     rows += [train(args, test, m, seed) for m in (GATED, "lora", "prefix+lora") for seed in fewer]
     lrs = (None,) if args.quick else args.finetune_lrs
     tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
