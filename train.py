@@ -1,6 +1,7 @@
-"""Train a prefix, or all weights, of a GPT-2 on tables; or pretrain one on plain text.
+"""Train a prefix, LoRA or all weights of a GPT-2 on tables; or pretrain one on plain text.
 
 python train.py --mode prefix
+python train.py --mode prefix+lora
 python train.py --mode finetune --model gpt2 --data e2e
 python train.py --mode pretrain --model gpt2 --data english.txt.xz
 python train.py --resume runs/prefix-tiny-1
@@ -24,14 +25,15 @@ from mingpt_prefix.console import (
     training_bar,
 )
 from mingpt_prefix.distributed import World, join
-from mingpt_prefix.errors import CheckpointError, PrefixError, WeightsError
+from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
 from mingpt_prefix.machine import peak_memory
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.resuming import go_on
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
-from mingpt_prefix.settings import TrainArgs, resolve, resume
+from mingpt_prefix.settings import resolve, resume
 from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
+from mingpt_prefix.train_args import TrainArgs
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_base
 
@@ -52,7 +54,7 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), **began_with, "result": None}
     run = RunFolder.create(folder, content)
-    start = trainer.folded_prefix() if config.init_prefix else None
+    start = trainer.folded().prefix if config.init_prefix else None
     before = task.score(model.eval(), start)
     run.write_run({**content, "before": before.values})
     if before.line:
@@ -119,7 +121,7 @@ def run_training(args: TrainArgs, world: World) -> int:
     started = time.monotonic()
     try:
         number = train(trainer, run)
-    except (CheckpointError, PrefixError, WeightsError) as error:  # what was saved before stays
+    except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise
         raise CheckpointError(f"{error}; to go on: python train.py --resume {run.path}") from None

@@ -16,6 +16,7 @@ from mingpt_prefix.tiny.slots import slot_errors
 from mingpt_prefix.writer import open_writer
 
 TRAIN = Path(__file__).parents[1] / "train.py"
+GATED = "gated prefix"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Ro
         raise SystemExit(
             f"{folder}: a run of {config['model']} on {config['data']}; name a new --out"
         )
-    is_prefix = config["mode"] == "prefix"
-    writer = open_writer(SampleConfig(run=folder, model=model if is_prefix else None))
+    has_own_model = config["mode"] == "finetune"
+    writer = open_writer(SampleConfig(run=folder, model=None if has_own_model else model))
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
     log = RunFolder(folder).read_log()
     return Row(
-        method=config["mode"],
+        method=GATED if config.get("gated") else config["mode"],
         seed=config["seed"],
         lr=config["lr"],
         seconds=result["seconds"],

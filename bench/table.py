@@ -1,13 +1,14 @@
-"""The poster's table: prefix-tuning, full fine-tuning and the frozen model, on a test set.
+"""The poster's table: prefix-tuning, LoRA, full fine-tuning and the frozen model, on a test set.
 
 python bench/table.py                                   # the embedded model and sample data
 python bench/table.py --quick                           # the same in minutes: one epoch, two seeds
 python bench/table.py --model gpt2 --data e2e --out runs/gpt2 --json bench/results/gpt2.json
 
-Trains by train.py with its recipes: prefix-tuning once a seed; fine-tuning once at each learning
-rate, then, at the one with the best dev loss, once for each further seed. Test tables are decoded
-by beam search and scored by all five metrics. Finished runs in --out are taken as they are, so a
-second call goes on where the first ended, or decodes otherwise; what was said is kept there too.
+Trains by train.py with its recipes: prefix-tuning, gated prefixes, LoRA, and a prefix with LoRA
+once a seed; fine-tuning once at each learning rate, then, at the one with the best dev loss, once
+for each further seed. Test tables are decoded by beam search and scored by all five metrics.
+Finished runs in --out are taken as they are, so a second call goes on where the first ended, or
+decodes otherwise; what was said is kept there too.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import record
 import tyro
-from experiment import Row, TestSet, trained
+from experiment import GATED, Row, TestSet, trained
 from report import methods_table
 
 from mingpt_prefix.batch import encode_example, encode_prompt
@@ -43,16 +44,20 @@ class Args:
     """examples in front of the table when the frozen model is prompted"""
     beams: int = 5
     quick: bool = False
-    """one epoch, two seeds, and fine-tuning at the recipe's learning rate alone"""
+    """one epoch, two seeds of prefix-tuning and fine-tuning, one of all else, and fine-tuning at
+    the recipe's learning rate alone"""
     out: Path = Path("runs/table")
     json: Path | None = None
 
 
-def train(args: Args, test: TestSet, mode: str, seed: int, lr: float | None = None) -> Row:
+def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = None) -> Row:
+    mode = "prefix" if method == GATED else method
     flags = ["--mode", mode, "--data", args.data, "--seed", str(seed)]
+    flags += ["--gated"] if method == GATED else []
     flags += ["--lr", str(lr)] if lr else []
     flags += ["--epochs", "1"] if args.quick else []
-    name = f"{mode}-{seed}-{lr or 'recipe'}" + ("-quick" if args.quick else "")
+    stem = method.replace(" ", "-")
+    name = f"{stem}-{seed}-{lr or 'recipe'}" + ("-quick" if args.quick else "")
     return trained(test, name, args.model, args.beams, *flags)
 
 
@@ -87,8 +92,10 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
     seeds = range(2 if args.quick else args.seeds)
-    rows = list(prompted(args, test, seeds))
+    fewer = seeds[:1] if args.quick else seeds
+    rows = list(prompted(args, test, fewer))
     rows += [train(args, test, "prefix", seed) for seed in seeds]
+    rows += [train(args, test, m, seed) for m in (GATED, "lora", "prefix+lora") for seed in fewer]
     lrs = (None,) if args.quick else args.finetune_lrs
     tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
     best = min(tuned, key=lambda row: row.dev_loss)

@@ -6,17 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mingpt_prefix.config_checks import check_combinations, check_ranges, flag_name
 from mingpt_prefix.errors import CheckpointError, ConfigError
 from mingpt_prefix.tables import TEXT_FORMAT
 from mingpt_prefix.templates import template_format
 
-Mode = Literal["prefix", "finetune", "pretrain"]
+Mode = Literal["prefix", "lora", "prefix+lora", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
 Placement = Literal["prefix", "infix"]
 Depth = Literal["all", "embedding"]
 Init = Literal["noise", "examples"]
+# The weights of a block that LoRA may change, by their names in it.
+Target = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
-MAX_SEED = 2**31 - 1
+TARGETS: tuple[str, ...] = get_args(Target)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ class TrainConfig:
     window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
     for memory: activations are computed again in backward. `input_template` spells tables, and
     `text_field` holds the sentences of files of the user's own. `init_prefix` is a prefix file
-    whose rows training starts from, `init_digest` the SHA-256 of those.
+    whose rows training starts from, `init_digest` the SHA-256 of those. `gated`: a factor for each
+    layer and head is learned of the prefix's values. `lora_targets` are the weights that LoRA
+    changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out) times `lora_alpha` /
+    `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the peak learning rate of
+    those where a prefix has `lr`; 0: the same.
     """
 
     mode: Mode
@@ -98,6 +105,12 @@ class TrainConfig:
     init_prefix: str = ""
     init_digest: str = ""
     prefix_dropout: float = 0.0
+    gated: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_targets: tuple[str, ...] = ()
+    lora_dropout: float = 0.0
+    lora_lr: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
@@ -128,35 +141,23 @@ class TrainConfig:
         for name, kind in choices:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
-        positive = "lr epochs batch_size micro_batch_size mid_dim init_scale clip evals block_size"
-        for name in positive.split():
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{flag_name(name)} must be positive, not {getattr(self, name)}")
-        for name in ("prefix_length", "weight_decay", "max_steps", "limit_examples", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"{flag_name(name)} must not be negative, not {getattr(self, name)}"
-                )
-        for name in ("lr", "epochs", "weight_decay", "clip"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{flag_name(name)} must be finite, not {getattr(self, name)}")
-        if self.epochs > 1e6:
-            raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
-        if self.seed > MAX_SEED:
-            raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
-        for name in ("dropout", "prefix_dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.optimizer == "muon" and self.mode == "prefix" and self.reparam:
-            raise ConfigError(
-                "--optimizer muon is for matrices: of a prefix, those of --no-reparam"
-            )
-        if self.init_prefix and (self.init_text or self.init != "noise" or self.depth != "all"):
-            raise ConfigError("--init-prefix goes with none of --init, --init-text and --depth")
-        if self.mode == "pretrain" and (self.input_template or self.text_field):
-            raise ConfigError("--input-template and --text-field are for tables, not for pretrain")
-        if self.mode == "prefix" and self.prefix_length == 0:
-            raise ConfigError("prefix-length must be positive, not 0")
+        if unknown := set(self.lora_targets) - set(TARGETS):
+            raise ConfigError(f"unknown lora-targets: {sorted(map(str, unknown))}")
+        check_ranges(self)
+        check_combinations(self)
+
+    @property
+    def has_prefix(self) -> bool:
+        return self.mode in ("prefix", "prefix+lora")
+
+    @property
+    def has_lora(self) -> bool:
+        return self.mode in ("lora", "prefix+lora")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the model's own weights stay as they are."""
+        return self.has_prefix or self.has_lora
 
     @property
     def text_format(self) -> str:
@@ -192,11 +193,6 @@ def config_from_json(saved: object) -> TrainConfig:
     if changed := sorted(name for name in saved if read[name] != saved[name]):
         raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
     return config
-
-
-def flag_name(name: str) -> str:
-    """A setting's name as it is written on the command line, without its dashes."""
-    return name.replace("_", "-")
 
 
 @dataclass(frozen=True)

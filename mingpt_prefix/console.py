@@ -81,15 +81,17 @@ def say_result(
 
     `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
     """
-    mode, model = trainer.config.mode, trainer.config.model
+    config = trainer.config
     after = f" After training: {score.line}." if score.line else ""
     say(f"Trained in {seconds:.0f} s.{after}")
     for line in score.sample:
         say(f"  {line}")
-    made = run.prefix_file if mode == "prefix" else run.model_folder
-    say(f"Written: {made}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
-    if mode != "pretrain":
-        base = f" --model {model}" if mode == "prefix" and not trainer.model.name else ""
+    made = [run.lora_file] if config.has_lora else []
+    made += [run.prefix_file] if config.has_prefix else []
+    written = " and ".join(map(str, made or [run.model_folder]))
+    say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
+    if config.mode != "pretrain":
+        base = f" --model {config.model}" if config.is_frozen and not trainer.model.name else ""
         say(f"Next: python sample.py --run {run.path}{base} --table {quote(example)}")
 
 
@@ -98,10 +100,12 @@ def summary(trainer: training.Trainer) -> str:
     config = trainer.config
     total = sum(p.numel() for p in trainer.model.parameters())
     what = f"{trainer.n_trained:,} of {total:,} parameters are trained"
-    if trainer.prefix_length:
+    made = [f"a prefix of {config.prefix_length} rows a layer"] if config.has_prefix else []
+    made += [f"LoRA of rank {config.lora_rank}"] if config.has_lora else []
+    if made:
         what = (
-            f"a prefix of {trainer.prefix_length} rows a layer: {trainer.n_kept:,} numbers are"
-            f" kept, {trainer.n_kept / total:.2%} of the model's {total:,}"
+            f"{' and '.join(made)}: {trainer.n_kept:,} numbers are kept,"
+            f" {trainer.n_kept / total:.2%} of the model's {total:,}"
         )
     how = ""
     if config.device == "cuda":

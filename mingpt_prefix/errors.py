@@ -21,8 +21,16 @@ class WeightsError(MingptPrefixError):
     """Base weights that are missing, damaged, or of another model."""
 
 
-class PrefixError(MingptPrefixError):
+class AdapterError(MingptPrefixError):
+    """What was learned beside a frozen model, and is damaged or does not fit the model."""
+
+
+class PrefixError(AdapterError):
     """A prefix that is damaged or does not fit the model."""
+
+
+class LoraError(AdapterError):
+    """A LoRA that is damaged or does not fit the model."""
 
 
 class CheckpointError(MingptPrefixError):

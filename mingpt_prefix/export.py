@@ -57,7 +57,8 @@ def prefix_file(source: Path) -> Path:
     content = read_run(source)
     mode = content["config"].get("mode")
     if mode != "prefix":
-        raise CheckpointError(f"{shown(source)}: a run of another mode, which leaves no prefix")
+        what = "a run of another mode, which leaves no prefix that is whole by itself"
+        raise CheckpointError(f"{shown(source)}: {what}")
     if content.get("result") is None:
         raise CheckpointError(f"{shown(source)}: the run has not ended")
     return RunFolder(source).prefix_file
@@ -71,6 +72,8 @@ def export_prefix(source: Path, to: str, target: Path) -> None:
     """
     file = prefix_file(source)
     prefix, info = read_prefix(file)
+    if info.is_beside_lora:
+        raise PrefixError(f"{shown(file)}: the prefix was trained with LoRA, and needs it")
     write = write_adapter if to == "peft" else write_past_key_values
     try:
         write(target, prefix, info)

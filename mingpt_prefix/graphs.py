@@ -29,6 +29,7 @@ from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.buckets import Bucket
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import World
+from mingpt_prefix.optim import set_learning_rate
 from mingpt_prefix.step import TrainStep
 
 LAG = 4  # steps that are begun before the loss of an earlier one is read
@@ -164,8 +165,8 @@ class GraphedStep:
         # which clips them without another pass, and nothing moves where the other is 1.
         optimizer.grad_scale = ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
         optimizer.found_inf = self.bad
+        set_learning_rate(optimizer, self.lr)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr
             group["capturable"] = self.on_gpu and torch.cuda.is_current_stream_capturing()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

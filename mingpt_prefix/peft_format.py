@@ -22,14 +22,7 @@ from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.folder import read_json, reason, shown
 from mingpt_prefix.hub import REPOS
-from mingpt_prefix.prefix_file import (
-    METADATA,
-    PrefixInfo,
-    check_values,
-    info_metadata,
-    parse_info,
-    reading,
-)
+from mingpt_prefix.prefix_file import FORMAT, PrefixInfo
 from mingpt_prefix.tables import printable
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = (
@@ -80,7 +73,7 @@ def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if others - {CONFIG_FILE, WEIGHTS_FILE}:
             raise PrefixError(f"{shown(folder)}: not empty; name a new folder")
-        write_atomically(folder / WEIGHTS_FILE, save({_TENSOR: flat}, info_metadata(info)))
+        write_atomically(folder / WEIGHTS_FILE, save({_TENSOR: flat}, FORMAT.metadata(info)))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_atomically(folder / CONFIG_FILE, text.encode())
     except OSError as error:
@@ -91,7 +84,7 @@ def write_past_key_values(path: Path, prefix: PrefixKV, info: PrefixInfo) -> Non
     """Write `past_key_values` as a safetensors file; raises PrefixError as `write_adapter`."""
     check_in_front(info)
     try:
-        write_atomically(path, save(past_key_values(prefix.kv), info_metadata(info)))
+        write_atomically(path, save(past_key_values(prefix.kv), FORMAT.metadata(info)))
     except OSError as error:
         raise PrefixError(f"{shown(path)}: {reason(error)}") from None
 
@@ -129,7 +122,7 @@ def read_adapter(folder: Path) -> Adapter:
         advice = "it is pickled, which is not read; save it with safe_serialization=True"
         raise PrefixError(f"{shown(folder / PICKLED_FILE)}: {advice}")
     length, n_layer, n_head, width = sizes
-    with reading(path), safe_open(path, "pt") as file:
+    with FORMAT.reading(path), safe_open(path, "pt") as file:
         if list(file.keys()) != [_TENSOR]:
             found = printable(", ".join(file.keys()), 100)
             raise PrefixError(f"it must hold {_TENSOR} alone, not {found}")
@@ -140,9 +133,9 @@ def read_adapter(folder: Path) -> Adapter:
         if header.get_dtype() not in _DTYPES:
             raise PrefixError(f"{_TENSOR} has dtype {header.get_dtype()}")
         flat = file.get_tensor(_TENSOR).float().clone()
-        check_values(flat)
+        FORMAT.check_values(_TENSOR, flat)
         metadata = file.metadata() or {}
-        info = parse_info(metadata) if METADATA in metadata else None
+        info = FORMAT.parse(metadata) if FORMAT.key in metadata else None
     rows = flat.view(length, n_layer, 2, n_head, width // n_head)  # (P, L, 2, H, D)
     kv = rows.permute(1, 2, 0, 3, 4).contiguous()  # (L, 2, P, H, D)
     return Adapter(PrefixKV.from_tensor(kv), _known_base(config), info)

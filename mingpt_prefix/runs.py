@@ -26,12 +26,14 @@ _RUN_FILE_LIMIT = 1 << 20
 
 class RunFolder:
     """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
-    that training makes: `prefix.safetensors` or `model/`, and `loss.png`."""
+    that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`, and
+    `loss.png`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
         self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
+        self.lora_file = path / "lora.safetensors"
         self.picture = path / "loss.png"
 
     @classmethod

@@ -1,25 +1,11 @@
 """From train.py's flags to a `TrainConfig`: what is not said is chosen here, and why is told."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
 
-from mingpt_prefix.config import (
-    MODELS,
-    Depth,
-    Init,
-    Mode,
-    ModelConfig,
-    Optimizer,
-    Placement,
-    TrainConfig,
-    config_from_json,
-    flag_name,
-)
+from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, config_from_json, flag_name
 from mingpt_prefix.data import load_examples
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
 from mingpt_prefix.folder import CONFIG_FILE, read_config
@@ -30,6 +16,7 @@ from mingpt_prefix.runs import read_run
 from mingpt_prefix.tables import printable
 from mingpt_prefix.templates import TEMPLATE_FORMAT
 from mingpt_prefix.tokenizer import load_tokenizer
+from mingpt_prefix.train_args import TrainArgs
 from mingpt_prefix.weights import (
     DTYPES,
     choose_attention,
@@ -38,79 +25,17 @@ from mingpt_prefix.weights import (
     weights_at_hand,
 )
 
-
-@dataclass(frozen=True)
-class TrainArgs:
-    """Flags of train.py; those not given come from the recipe of the mode and model."""
-
-    mode: Mode | None = None
-    """what is trained: a prefix (the default), all weights, or (pretrain) all on plain text"""
-    model: str | None = None
-    """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
-    data: tuple[str, ...] = ()
-    """e2e, sample, files (.csv, .jsonl, .json, .xml) or folders; .txt, .txt.xz for pretrain"""
-    input_template: str | None = None
-    """what the model is given for a table, as "{title} by {author}"; kept with the prefix"""
-    text_field: str | None = None
-    """the column or field of the sentences in files of your own; text if not given"""
-    prefix_length: int | None = None
-    """rows in front of every layer's keys and values"""
-    reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """train the rows through an embedding and an MLP: the paper's way, the default but for tiny"""
-    no_reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """train the rows directly"""
-    placement: Placement | None = None
-    """prefix: the table and the sentence see the rows; infix: the sentence alone"""
-    depth: Depth | None = None
-    """all: rows for every layer are learned; embedding: those of learned virtual tokens"""
-    init_text: str | None = None
-    """words whose keys and values the rows start from; their number is the length"""
-    init: Init | None = None
-    """what rows start from: noise, or the keys and values of training examples"""
-    init_prefix: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """a prefix file of this model to train on from; its length, placement and template are taken"""
-    prefix_dropout: float | None = None
-    """of the rows, in training"""
-    lr: float | None = None
-    epochs: float | None = None
-    max_steps: int | None = None
-    """end after so many steps, whatever --epochs says"""
-    limit_examples: int | None = None
-    """train on so many examples, drawn by the seed"""
-    batch_size: int | None = None
-    micro_batch_size: int | None = None
-    """sequences at once; gradients add up to --batch-size"""
-    optimizer: Optimizer | None = None
-    """muon takes the blocks' matrices, or with --no-reparam the rows; AdamW takes the rest"""
-    dropout: float | None = None
-    weight_decay: float | None = None
-    warmup: float | None = None
-    """share of all steps in which the learning rate rises"""
-    evals: int | None = None
-    """how many dev losses are taken, evenly spaced"""
-    block_size: int | None = None
-    """tokens in a window of pretraining"""
-    grad_checkpoint: bool = False
-    """compute activations again in backward: less memory, a quarter more time or so"""
-    seed: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: Literal["auto", "triton", "reference"] = "auto"
-    """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
-    graphs: bool = True
-    """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
-    shard: bool = False
-    """under torchrun: each process holds a part of the model, for finetune and pretrain"""
-    out: Path | None = None
-    """the run's folder; a new one under runs/ if not given"""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """go on with the run in this folder, exactly where it was saved"""
-
-
 _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"
-    " prefix_dropout".split()
+    " prefix_dropout gated".split()
 )
+_LORA_FLAGS = "lora_rank lora_alpha lora_targets lora_dropout lora_lr".split()
+# What a mode has no use for, and the modes that have.
+_FLAGS_OF = {
+    ("prefix", "prefix+lora"): _PREFIX_FLAGS,
+    ("lora", "prefix+lora"): _LORA_FLAGS,
+    ("prefix+lora",): ["lora_lr"],
+}
 _CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
@@ -134,9 +59,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     mode = args.mode or "prefix"
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
-    if mode != "prefix" and any(getattr(args, n) != getattr(TrainArgs, n) for n in _PREFIX_FLAGS):
-        flags = ", ".join(f"--{flag_name(name)}" for name in _PREFIX_FLAGS)
-        raise ConfigError(f"{flags} are for --mode prefix, not {mode}")
+    _check_flags_of(mode, args)
     device = choose_device(args.device)
     model, why = (args.model, "as --model says") if args.model else _choose_model(device)
     shape = model_shape(model)
@@ -162,12 +85,27 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         attention=attention,
         **recipe(mode, is_tiny, **given),
     )
-    what = {"prefix": "a prefix for", "finetune": "all weights of", "pretrain": "all weights of"}
+    what = {
+        "prefix": "a prefix for",
+        "lora": "LoRA of",
+        "prefix+lora": "a prefix and LoRA for",
+        "finetune": "all weights of",
+        "pretrain": "all weights of",
+    }
     start = " from fresh weights" if mode == "pretrain" and model in MODELS else ""
     where = "the GPU" if device.type == "cuda" else "the CPU"
     how = f"on {where} ({dtype}, {attention} attention)"
     line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, {how}"
     return config, f"{line}: {why}."
+
+
+def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
+    """Raises ConfigError for flags that are given, and are for other modes."""
+    for modes, names in _FLAGS_OF.items():
+        if mode not in modes and any(getattr(args, n) != getattr(TrainArgs, n) for n in names):
+            flags = ", ".join(f"--{flag_name(name)}" for name in names)
+            verb = "is" if len(names) == 1 else "are"
+            raise ConfigError(f"{flags} {verb} for --mode {' or '.join(modes)}, not {mode}")
 
 
 def _of_prefix(args: TrainArgs, file: str) -> dict:

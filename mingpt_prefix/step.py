@@ -1,6 +1,6 @@
 """The gradients of one optimizer step: packed micro-batches, the head on targets, several ranks.
 
-    step = TrainStep(config, model, encoder)
+    step = TrainStep(config, model, adapters)
     loss = step.backward(examples)      # gradients are in the trained parameters
 
 The loss is the sum over target tokens divided by their number in the whole optimizer batch, however
@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
+from mingpt_prefix.adapters import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.sharding import shard
 
@@ -51,18 +53,24 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.model, self.autocasts = model, autocasts
 
-    def forward(self, batch: PackedBatch, prefix: PrefixKV | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: PackedBatch,
+        prefix: PrefixKV | None = None,
+        low_rank: LowRank | None = None,
+    ) -> Tensor:
         model = self.model
         casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
         with casts or nullcontext():
-            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
+            given = (batch.tokens, batch.positions, batch.layout, prefix, low_rank)
+            hidden = model(*given)  # (T, C)
             logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
 
 
 class TrainStep:
-    """Losses and gradients of what is trained: of `encoder`'s weights, or without one the model's.
+    """Losses and gradients of what is trained: `adapters`, or without any the model.
 
     A frozen model computes in the dtype it is held in; one that is trained is held in float32, and
     multiplies in `config.dtype`.
@@ -72,19 +80,19 @@ class TrainStep:
         self,
         config: TrainConfig,
         model: GPT2,
-        encoder: nn.Module | None = None,
+        adapters: Adapters | None = None,
         world: World = ALONE,
     ) -> None:
         self.config, self.model, self.world = config, model, world
-        self.rows = None if encoder is None else config.prefix_length
-        self.summed_loss = SummedLoss(model, encoder is None and config.dtype == "bf16")
-        self.encoder, self.trained_loss = encoder, self.summed_loss
+        self.rows = config.prefix_length if config.has_prefix else None
+        self.summed_loss = SummedLoss(model, adapters is None and config.dtype == "bf16")
+        self.adapters, self.trained_loss = adapters, self.summed_loss
         if world.shards:
             self.trained_loss = shard(self.summed_loss, model, world)
-        elif world.size > 1 and encoder is None:
+        elif world.size > 1 and adapters is None:
             self.trained_loss = DistributedDataParallel(self.summed_loss)
         elif world.size > 1:
-            self.encoder = DistributedDataParallel(encoder)
+            self.adapters = DistributedDataParallel(adapters)
 
     def backward(self, examples: Sequence[Encoded]) -> Tensor:
         """The mean loss of `examples`, whose gradients are added up; a scalar, in nats a token."""
@@ -100,21 +108,21 @@ class TrainStep:
     ) -> Tensor:
         """The sum of the losses of `count` batches, each times its scale, and its gradients."""
         with record_function("forward"):
-            prefix, rows = (None if self.encoder is None else self.encoder()), None
-        if prefix is not None:
-            # The encoder runs once: its rows' gradient adds up in a leaf, and goes through it once.
-            rows = PrefixKV(prefix.kv.detach().requires_grad_(), prefix.starts)
+            learned = NOTHING if self.adapters is None else self.adapters()
+        # Adapters run once: their gradients add up in leaves, and go through them once.
+        given = learned.leaves()
         loss = torch.zeros((), device=self.model.device)
         for number, (batch, scale) in enumerate(batches, 1):
             with self._exchange_if(number == count):
                 with record_function("forward"):
-                    part = self.trained_loss(batch, rows) * scale
+                    part = self.trained_loss(batch, given.prefix, given.low_rank) * scale
                 with record_function("backward"):
                     part.backward()
             loss += part.detach()
-        if prefix is not None:
+        if self.adapters is not None:
             with record_function("backward"):
-                prefix.kv.backward(rows.kv.grad)
+                gradients = [leaf.grad for leaf in given.tensors()]
+                torch.autograd.backward(learned.tensors(), gradients)
         return loss
 
     def _parts(
@@ -140,11 +148,12 @@ class TrainStep:
         return self.trained_loss.no_sync()
 
     @torch.no_grad()
-    def mean_loss(self, examples: Sequence[Encoded], prefix: PrefixKV | None) -> float:
+    def mean_loss(self, examples: Sequence[Encoded], given: Adaptation) -> float:
         """Over all targets of `examples`, in nats a token."""
         total = torch.zeros((), dtype=torch.float64)
         for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
-            total += weight * self.summed_loss(self._pack(part), prefix).cpu()
+            loss = self.summed_loss(self._pack(part), given.prefix, given.low_rank)
+            total += weight * loss.cpu()
         if self.world.shards:
             self.trained_loss.reshard()  # which backward does otherwise
         return float(self.world.sum(total)) / sum(e.n_targets for e in examples)

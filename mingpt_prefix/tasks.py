@@ -16,6 +16,8 @@ from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data import group_references, load_split
 from mingpt_prefix.describe import describe, one_line
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.lora_file import LoraInfo, load_folded, save_lora
+from mingpt_prefix.low_rank import folded_fingerprint
 from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
@@ -161,31 +163,50 @@ def _digest(examples: Sequence[Encoded]) -> str:
 
 
 def save_trained(trainer: Trainer, run: RunFolder | None) -> None:
-    """Write what has been trained as it is now: the folded prefix, or the model.
+    """Write what has been trained as it is now: the folded adapters, or the model.
 
     All ranks call it; the one that has a run folder writes.
     """
     config, model = trainer.config, whole_model(trainer.model, trainer.world)
     if run is None:
         return
-    prefix = trainer.folded_prefix()
-    if prefix is None:
+    if not config.is_frozen:
         save_model(model, run.model_folder)
         return
-    info = PrefixInfo(
-        base=model.name,
-        fingerprint=model.fingerprint,
-        length=config.prefix_length,
-        text_format=config.text_format,
-        placement=config.placement,
-        training=config.learning_settings(),
-    )
-    save_prefix(run.prefix_file, prefix.kv, info)
+    learned, fingerprint = trainer.folded(), model.fingerprint
+    same = {
+        "base": model.name,
+        "text_format": config.text_format,
+        "training": config.learning_settings(),
+    }
+    if learned.low_rank is not None:
+        info = LoraInfo(
+            fingerprint=fingerprint,
+            rank=config.lora_rank,
+            alpha=float(config.lora_alpha),
+            targets=sorted(config.lora_targets),
+            **same,
+        )
+        save_lora(run.lora_file, learned.low_rank, info)
+        fingerprint = folded_fingerprint(fingerprint, learned.low_rank)
+    if learned.prefix is not None:
+        info = PrefixInfo(
+            fingerprint=fingerprint,
+            length=config.prefix_length,
+            placement=config.placement,
+            **same,
+        )
+        save_prefix(run.prefix_file, learned.prefix.kv, info)
 
 
 def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
     """The score of what the run has kept, read back from its files."""
     config = trainer.config
-    if config.mode == "prefix":
-        return task.score(trainer.model.eval(), load_prefix(run.prefix_file))
-    return task.score(load_model(run.model_folder, config.device, "fp32", config.attention), None)
+    how = {"device": config.device, "attention": config.attention}
+    if config.has_lora:
+        model, _ = load_folded(config.model, run.lora_file, dtype=config.dtype, **how)
+    elif config.has_prefix:
+        model = trainer.model.eval()
+    else:
+        model = load_model(run.model_folder, dtype="fp32", **how)
+    return task.score(model, load_prefix(run.prefix_file) if config.has_prefix else None)

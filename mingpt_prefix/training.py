@@ -1,13 +1,13 @@
-"""Training: one step for prefix-tuning, full fine-tuning and pretraining, and the loop around it.
+"""Training: one step for adapters, full fine-tuning and pretraining, and the loop around it.
 
     trainer = Trainer(config, model, train_set, dev_set)
     for progress in trainer.steps():
         ...
 
-The modes differ in what is trained (the prefix encoder, or the model) and in nothing else. The loss
-is the sum over target tokens divided by their number in the whole optimizer batch, however it is
-cut into micro-batches. A run is a function of its settings: batches, dropout and the learning rate
-of a step depend on (seed, step) alone, which makes resuming exact.
+The modes differ in what is trained (a prefix, LoRA, or the model) and in nothing else. The loss is
+the sum over target tokens divided by their number in the whole optimizer batch, however it is cut
+into micro-batches. A run is a function of its settings: batches, dropout and the learning rate of a
+step depend on (seed, step) alone, which makes resuming exact.
 """
 
 import math
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mingpt_prefix.batch import Encoded, PrefixKV, batches
+from mingpt_prefix.adapters import Adaptation, folded, make_adapters
+from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
@@ -27,9 +28,8 @@ from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.graphs import LAG, Begun, GraphedStep, Work, ahead, why_not_graphs
 from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.optim import learning_rate, make_optimizers
+from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
 from mingpt_prefix.packed import pack
-from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.resuming import load_trained_state, trained_state
 from mingpt_prefix.sharding import gathered, whole
 from mingpt_prefix.step import Progress, TrainStep, check_positions
@@ -41,8 +41,8 @@ MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
 class Trainer:
     """One run: `model` and what is trained of it, its optimizer, and how far it has come.
 
-    In prefix mode `model` is frozen, in whatever dtype it is held; otherwise its weights are
-    trained in float32, with matrix products in `config.dtype` (autocast). `graphs`: steps are
+    Where adapters are trained, `model` is frozen, in whatever dtype it is held; else its weights
+    are trained in float32, with matrix products in `config.dtype` (autocast). `graphs`: steps are
     taken whole, as CUDA graphs, where `mingpt_prefix.graphs` says that they can be.
 
     Raises:
@@ -64,13 +64,12 @@ class Trainer:
         self.step, self.best_loss, self.best_step = 0, math.inf, 0
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
-        if world.shards and (config.mode == "prefix" or config.optimizer != "adamw"):
+        if world.shards and (config.is_frozen or config.optimizer != "adamw"):
             raise ConfigError("--shard is for all weights of a model, trained by --optimizer adamw")
         self._choose_trainable()
         if config.mode != "pretrain":  # whose windows are cut to fit
             check_positions(self.prefix_length or 0, (*self.train_set, *self.dev_set), model)
-        encoder = self.trainable if config.mode == "prefix" else None
-        self.gradients = TrainStep(config, model, encoder, world)
+        self.gradients = TrainStep(config, model, self.adapters, world)
         self.optimizers = make_optimizers(self.trainable, config)
         self.graphs, self._catches_up = None, False
         self.why_not_graphs = why_not_graphs(config, world) if graphs else "they are not wanted"
@@ -81,29 +80,29 @@ class Trainer:
 
     @property
     def prefix_length(self) -> int | None:
-        return self.config.prefix_length if self.config.mode == "prefix" else None
+        return self.config.prefix_length if self.config.has_prefix else None
 
     def _choose_trainable(self) -> None:
         config, model = self.config, self.model
-        model.requires_grad_(config.mode != "prefix")
-        model.dropout = 0.0 if config.mode == "prefix" else config.dropout
+        model.requires_grad_(not config.is_frozen)
+        model.dropout = 0.0 if config.is_frozen else config.dropout
         model.grad_checkpoint = config.grad_checkpoint
         self.trainable: nn.Module = model
-        if config.mode == "prefix":
-            self.trainable = make_encoder(config, model, self.train_set).to(model.device)
+        self.adapters = make_adapters(config, model, self.train_set)
+        if self.adapters is not None:
+            self.trainable = self.adapters.trainable
             pack(model, backward=True)
 
     @property
     def n_trained(self) -> int:
-        """Parameters that are trained: the prefix encoder's, or the model's."""
+        """Parameters that are trained: the adapters', or the model's."""
         return sum(p.numel() for p in self.trainable.parameters())
 
     @property
     def n_kept(self) -> int:
-        """Numbers that the run leaves behind: the folded prefix's, or the model's."""
-        if self.prefix_length is None:
-            return self.n_trained
-        return self.prefix_length * 2 * self.model.config.n_layer * self.model.config.n_embd
+        """Numbers that the run leaves behind: the folded adapters', or the model's."""
+        kept = self.folded().tensors()
+        return sum(tensor.numel() for tensor in kept) if kept else self.n_trained
 
     def steps(self) -> Iterator[Progress]:
         """Train to the end, from wherever the run is; yields each step, in order.
@@ -188,8 +187,7 @@ class Trainer:
             raise _not_finite(self.step + 1, float(loss), float(norm))
         with record_function("optimizer"):
             for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+                set_learning_rate(optimizer, lr)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         return float(loss)
@@ -197,14 +195,11 @@ class Trainer:
     def dev_loss(self) -> float:
         """Mean loss over the targets of the dev set, in nats."""
         self.model.eval()
-        return self.gradients.mean_loss(self.dev_set, self.folded_prefix())
+        return self.gradients.mean_loss(self.dev_set, self.folded())
 
-    def folded_prefix(self) -> PrefixKV | None:
-        """The prefix as plain rows; None in the other modes."""
-        if self.config.mode != "prefix":
-            return None
-        with torch.no_grad():
-            return self.trainable.eval()()
+    def folded(self) -> Adaptation:
+        """What has been learned beside the model, as it would be kept now."""
+        return folded(self.adapters)
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """All that `restore` needs: tensors, and a JSON object; with shards all ranks must ask."""

@@ -66,13 +66,16 @@ def open_voices(config: SampleConfig) -> list[Voice]:
         config = replace(config, run=newest_finished(RUNS))
     first = open_writer(config)
     tuned, prefixes = [], []
-    if config.run is not None and first.prefix is None:
+    if config.run is not None and _mode(config.run) != "prefix":
         tuned.append((config.run.resolve().name, first))
     elif first.prefix is not None:
         prefixes.append((_first_name(config), first))
     for path in config.beside:
-        if (path / RUN_FILE).exists() and read_run(path)["config"].get("mode") != "prefix":
-            flags = replace(config, run=path, prefix=None, model=None)
+        mode = _mode(path) if (path / RUN_FILE).exists() else "prefix"
+        if mode != "prefix":
+            # LoRA is on a base that may have to be named; other runs have a model of their own.
+            base = config.model if mode in ("lora", "prefix+lora") else None
+            flags = replace(config, run=path, prefix=None, model=base)
             tuned.append((path.resolve().name, open_writer(flags)))
         else:
             prefixes.append(_prefix_beside(path, first))
@@ -89,6 +92,11 @@ def open_voices(config: SampleConfig) -> list[Voice]:
             taken = {FROZEN, *(voice.name for voice in voices)} if kind != FROZEN else ()
             voices.append(Voice(_free_name(name, taken), kind, writer))
     return voices
+
+
+def _mode(folder: Path) -> object:
+    """A run's; only one in prefix mode leaves the model as it is, for other prefixes too."""
+    return read_run(folder)["config"].get("mode")
 
 
 def _first_name(config: SampleConfig) -> str:

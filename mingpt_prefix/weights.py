@@ -82,14 +82,14 @@ def load_model(
 
 
 def load_base(config: TrainConfig) -> GPT2:
-    """What a run starts from: in prefix mode frozen in the compute dtype, else in float32.
+    """What a run starts from: frozen in the compute dtype, or to be trained in float32.
 
     Raises as `load_model`; a known name in pretraining means its shape with fresh weights.
     """
     if config.mode == "pretrain" and config.model in MODELS:
         fresh = GPT2(MODELS[config.model], config.attention).initialize(config.seed)
         return fresh.to(config.device)
-    dtype = config.dtype if config.mode == "prefix" else "fp32"
+    dtype = config.dtype if config.is_frozen else "fp32"
     return load_model(config.model, config.device, dtype, config.attention)
 
 

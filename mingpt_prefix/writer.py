@@ -13,6 +13,7 @@ from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import Sentence, describe_scored
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
+from mingpt_prefix.lora_file import load_folded
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
@@ -96,6 +97,8 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
     mode = content["config"].get("mode")
     if mode == "prefix":
         return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
+    if mode in ("lora", "prefix+lora"):
+        return _with_lora(config, run, called, has_prefix=mode == "prefix+lora")
     if mode not in ("finetune", "pretrain"):
         raise CheckpointError(f"{_shown(folder)}: unknown mode '{printable(str(mode))}'")
     if config.model is not None:
@@ -121,6 +124,21 @@ def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
     except PrefixError as error:
         raise PrefixError(f"{_shown(file)}: {error}") from None
     return _writer(model, kv, info, f"{called} on {_shown(base)}")
+
+
+def _with_lora(config: SampleConfig, run: RunFolder, called: str, has_prefix: bool) -> Writer:
+    how = (config.device, config.dtype, config.attention)
+    model, lora = load_folded(config.model, run.lora_file, *how)
+    on = _shown(config.model or lora.base)
+    if not has_prefix:
+        writer = _writer(model, None, None, f"LoRA of {called} on {on}")
+        return replace(writer, text_format=lora.text_format)
+    kv, info = read_prefix(run.prefix_file)
+    try:
+        check_prefix(info, kv, model)
+    except PrefixError as error:
+        raise PrefixError(f"{_shown(run.prefix_file)}: {error}") from None
+    return _writer(model, kv, info, f"the prefix and LoRA of {called} on {on}")
 
 
 def _of_model(config: SampleConfig) -> Writer:

@@ -33,6 +33,7 @@ def log(folder: Path) -> list[dict]:
     [
         ["--mode", "prefix", *ADAMW, "--batch-size", "3"],
         ["--mode", "prefix", *ADAMW, "--batch-size", "37", "--micro-batch-size", "7"],
+        ["--mode", "prefix+lora", *ADAMW, "--batch-size", "37", "--micro-batch-size", "7"],
         ["--mode", "finetune", "--batch-size", "3"],
         ["--mode", "finetune", "--batch-size", "37", "--micro-batch-size", "7"],
     ],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import finish, start_training
 from test_training import (
+    BOTH,
     DIRECT,
     FINETUNE,
     PREFIX,
@@ -35,7 +36,9 @@ from mingpt_prefix.training import Trainer
 
 HAS_GPU = torch.cuda.is_available()
 CONFIGS = pytest.mark.parametrize(
-    "config", [PREFIX, DIRECT, FINETUNE], ids=["prefix", "direct", "finetune"]
+    "config",
+    [PREFIX, DIRECT, BOTH, FINETUNE],
+    ids=["prefix", "direct", "prefix+lora", "finetune"],
 )
 
 
@@ -114,7 +117,7 @@ def test_padding_changes_neither_loss_nor_gradients(placement: str | None, count
 
 @CONFIGS
 def test_whole_padded_steps_give_the_losses_of_plain_ones(config, graphed, monkeypatch) -> None:
-    config = replace(config, dropout=0.0, clip=0.3)  # clipped, in most steps
+    config = replace(config, dropout=0.0, lora_dropout=0.0, clip=0.3)  # clipped, in most steps
     ours, theirs = make(config), plain(monkeypatch, config)
     assert ours.graphs is not None and theirs.graphs is None
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
@@ -250,7 +253,8 @@ GPU_CONFIGS = pytest.mark.parametrize(
     "config",
     [replace(GPU, **given, dtype=dtype, lr=1e-3) for dtype in ("fp32", "bf16") for given in (
         {}, dict(mode="finetune", prefix_length=0), dict(mode="finetune", prefix_length=0,
-                                                         dropout=0.1))],
+                                                         dropout=0.1),
+        dict(mode="prefix+lora", lora_rank=2, lora_alpha=4.0, lora_targets=("attn.c_attn",)))],
     ids=lambda config: f"{config.mode}-{config.dtype}-{config.dropout}",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mingpt_prefix import prefix_file
+from mingpt_prefix import adapter_file
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError, PrefixError
@@ -228,7 +228,7 @@ def test_other_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(text)
         error_of(path)
     save_prefix(path, some_rows(), INFO)
-    monkeypatch.setattr(prefix_file, "_FILE_LIMIT", path.stat().st_size - 1)
+    monkeypatch.setattr(adapter_file, "FILE_LIMIT", path.stat().st_size - 1)
     assert "larger than any prefix" in error_of(path)
     path.unlink()
     path.mkdir()

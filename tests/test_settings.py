@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mingpt_prefix import settings
-from mingpt_prefix.config import config_from_json, to_json
+from mingpt_prefix.config import TARGETS, config_from_json, to_json
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
-from mingpt_prefix.settings import TrainArgs, resolve
+from mingpt_prefix.settings import resolve
+from mingpt_prefix.train_args import TrainArgs
 
 
 def pretend(monkeypatch, gpu: bool, weights: tuple[bool, str] = (True, "cached")) -> None:
@@ -98,6 +99,17 @@ def test_rows_of_the_embedded_model_are_trained_directly_unless_flags_say_otherw
     assert resolved(model="tiny", depth="embedding").reparam
     with pytest.raises(ConfigError, match="exclude each other"):
         resolved(model="tiny", reparam=True, no_reparam=True)
+
+
+@pytest.mark.parametrize("model", ["tiny", "gpt2"])
+def test_lora_is_of_c_attn_at_rank_8_and_of_tiny_s_other_weights_too(model: str) -> None:
+    for mode, has_prefix in (("lora", False), ("prefix+lora", True)):
+        config, line = resolve(TrainArgs(mode=mode, model=model, device="cpu"))
+        assert (config.lora_rank, config.lora_alpha) == (8, 16)
+        assert config.lora_targets == (TARGETS if model == "tiny" else ("attn.c_attn",))
+        assert (config.prefix_length > 0) == (config.lora_lr > 0) == has_prefix
+        assert line.startswith(f"Training {'a prefix and LoRA for' if has_prefix else 'LoRA of'} ")
+        assert config_from_json(to_json(config)) == config
 
 
 def test_settings_survive_json() -> None:

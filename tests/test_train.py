@@ -84,7 +84,15 @@ def test_runs_that_train_the_model(mode: str, flags, small_model: Path, tmp_path
     assert ("bits_per_byte" if mode == "pretrain" else "dev_bleu") in result
 
 
-@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+KEPT = {
+    "prefix": ["prefix.safetensors"],
+    "lora": ["lora.safetensors"],
+    "prefix+lora": ["lora.safetensors", "prefix.safetensors"],
+    "finetune": ["model/model.safetensors"],
+}
+
+
+@pytest.mark.parametrize("mode", KEPT)
 def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     mode: str, flags, tmp_path: Path, capsys
 ) -> None:
@@ -109,7 +117,7 @@ def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     with (tmp_path / "cut" / "log.jsonl").open("a") as file:
         file.write('{"step": 9999, "loss": 1.0, "lr": 0.1}\n{"step": 100')
     assert train.main(["--resume", "cut"]) == 0
-    for name in ("prefix.safetensors",) if mode == "prefix" else ("model/model.safetensors",):
+    for name in KEPT[mode]:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     whole, cut = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]

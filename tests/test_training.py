@@ -27,9 +27,17 @@ PRETRAIN = replace(
     FINETUNE, mode="pretrain", weight_decay=0.1, warmup=0.3, dropout=0.0, optimizer="muon"
 )
 DIRECT = replace(PREFIX, reparam=False, lr=0.03)
-MODES = pytest.mark.parametrize(
-    "config", [PREFIX, DIRECT, FINETUNE, PRETRAIN], ids=["prefix", "direct", "finetune", "pretrain"]
-)
+GATED = replace(DIRECT, gated=True)
+LORA = replace(
+    PREFIX, mode="lora", prefix_length=0, lora_rank=2, lora_alpha=4.0, lora_dropout=0.1,
+    lora_targets=("attn.c_attn", "mlp.c_fc"),
+)  # fmt: skip
+BOTH = replace(LORA, mode="prefix+lora", prefix_length=4, lora_lr=0.02)
+NAMED = {
+    "prefix": PREFIX, "direct": DIRECT, "gated": GATED, "lora": LORA, "prefix+lora": BOTH,
+    "finetune": FINETUNE, "pretrain": PRETRAIN,
+}  # fmt: skip
+MODES = pytest.mark.parametrize("config", NAMED.values(), ids=NAMED)
 
 
 def examples(count: int, seed: int = 0) -> list[Encoded]:
@@ -72,8 +80,9 @@ def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
     assert trainer.best_loss == min(p.dev_loss for p in taken)
 
 
-def test_frozen_means_frozen() -> None:
-    trainer = make(PREFIX)
+@pytest.mark.parametrize("config", [PREFIX, GATED, LORA, BOTH], ids=lambda config: config.mode)
+def test_frozen_means_frozen(config: TrainConfig) -> None:
+    trainer = make(config)
     before = fingerprint(trainer.model)
     losses(trainer)
     assert fingerprint(trainer.model) == before
@@ -90,7 +99,7 @@ def test_the_same_seed_gives_the_same_bytes(config: TrainConfig) -> None:
 @MODES
 @pytest.mark.parametrize("micro", [1, 4])
 def test_accumulation_changes_nothing(config: TrainConfig, micro: int) -> None:
-    config = replace(config, dropout=0.0)
+    config = replace(config, dropout=0.0, lora_dropout=0.0)
     # In float32 the optimizers blow rounding up: a gradient's sign is all they see of a small one.
     whole = make(config, dtype=torch.float64)
     parts = make(replace(config, micro_batch_size=micro), dtype=torch.float64)

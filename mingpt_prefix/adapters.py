@@ -1,0 +1,93 @@
+"""All that is learned beside a frozen model: a prefix, LoRA, or both.
+
+adapters = make_adapters(config, model, train_set)
+adaptation = adapters()
+hidden = model(tokens, positions, layout, adaptation.prefix, adaptation.low_rank)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mingpt_prefix.batch import Encoded, PrefixKV
+from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.gates import GatedPrefix
+from mingpt_prefix.lora import Lora
+from mingpt_prefix.low_rank import LowRank
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import make_encoder
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a model is given beside its tokens, as plain tensors."""
+
+    prefix: PrefixKV | None = None
+    low_rank: LowRank | None = None
+
+    def tensors(self) -> list[Tensor]:
+        rows = [] if self.prefix is None else [self.prefix.kv]
+        return rows + ([] if self.low_rank is None else self.low_rank.tensors())
+
+    def leaves(self) -> Adaptation:
+        """The same numbers without their graph, to add gradients up in."""
+        prefix, low_rank = self.prefix, self.low_rank
+        if prefix is not None:
+            prefix = PrefixKV(_leaf(prefix.kv), prefix.starts)
+        if low_rank is not None:
+            factors = {name: (_leaf(a), _leaf(b)) for name, (a, b) in low_rank.factors.items()}
+            low_rank = LowRank(factors, low_rank.scale, low_rank.dropout)
+        return Adaptation(prefix, low_rank)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
+
+
+NOTHING = Adaptation()
+
+
+class Adapters(nn.Module):
+    """The modules that are trained beside a frozen model; one of them may be missing."""
+
+    def __init__(self, prefix: nn.Module | None, lora: Lora | None):
+        super().__init__()
+        self.prefix, self.lora = prefix, lora
+
+    def forward(self) -> Adaptation:
+        """What they come to now, with their graph."""
+        prefix = None if self.prefix is None else self.prefix()
+        return Adaptation(prefix, None if self.lora is None else self.lora())
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The module whose parameters' names a checkpoint has: a prefix's are its own."""
+        return self if self.lora is not None else self.prefix
+
+
+def make_adapters(
+    config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()
+) -> Adapters | None:
+    """What a run trains beside `model`, on its device; None where it trains the model itself.
+
+    Raises:
+        ConfigError, PrefixError: as `make_encoder` and `Lora`.
+    """
+    prefix, lora = None, None
+    if config.has_prefix:
+        prefix = make_encoder(config, model, train_set)
+        prefix = GatedPrefix(prefix, model.config) if config.gated else prefix
+    if config.has_lora:
+        settings = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout)
+        lora = Lora(model.config, *settings, seed=config.seed)
+    return Adapters(prefix, lora).to(model.device) if config.is_frozen else None
+
+
+@torch.no_grad()
+def folded(adapters: Adapters | None) -> Adaptation:
+    """What is kept and judged: without dropout, and without a graph."""
+    return NOTHING if adapters is None else adapters.eval()()
