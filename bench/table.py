@@ -3,6 +3,7 @@
 python bench/table.py                                   # the embedded model and sample data
 python bench/table.py --quick                           # the same in minutes: one epoch, two seeds
 python bench/table.py --model gpt2 --data e2e --out runs/gpt2 --json bench/results/gpt2.json
+python bench/table.py --data e2e --out runs/e2e --methods prefix finetune --seeds 1 --epochs 0.2
 
 Trains by train.py with its recipes: prefix-tuning, gated prefixes, LoRA, and a prefix with LoRA
 once a seed; fine-tuning once at each learning rate, then, at the one with the best dev loss, once
@@ -16,6 +17,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import record
 import tyro
@@ -30,12 +32,17 @@ from mingpt_prefix.tables import Example, Table
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import choose_device, load_model
 
+Method = Literal["frozen", "prefix", "gated prefix", "lora", "prefix+lora", "finetune"]
+
 
 @dataclass(frozen=True)
 class Args:
     model: str = "tiny"
     """as train.py's --model"""
     data: str = "sample"
+    methods: tuple[Method, ...] = get_args(Method)
+    epochs: float | None = None
+    """in place of the recipes'"""
     seeds: int = 3
     finetune_seeds: int | None = None
     """at the best learning rate; as --seeds if not given"""
@@ -55,9 +62,10 @@ def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = 
     flags = ["--mode", mode, "--data", args.data, "--seed", str(seed)]
     flags += ["--gated"] if method == GATED else []
     flags += ["--lr", str(lr)] if lr else []
-    flags += ["--epochs", "1"] if args.quick else []
-    stem = method.replace(" ", "-")
-    name = f"{stem}-{seed}-{lr or 'recipe'}" + ("-quick" if args.quick else "")
+    name = f"{method.replace(' ', '-')}-{seed}-{lr or 'recipe'}"
+    if (epochs := 1.0 if args.quick else args.epochs) is not None:
+        flags += ["--epochs", str(epochs)]
+        name += f"-{epochs:g}-epochs"
     return trained(test, name, args.model, args.beams, *flags)
 
 
@@ -88,20 +96,29 @@ def prompted(args: Args, test: TestSet, seeds: Sequence[int]) -> Iterator[Row]:
             yield Row(f"frozen, {shots} examples", seed, **scores)
 
 
+def finetuned(args: Args, test: TestSet, seeds: Sequence[int]) -> list[Row]:
+    """Fine-tuning at each learning rate with seed 0, and at the best of them with the others."""
+    if args.quick:
+        return [train(args, test, "finetune", seed) for seed in seeds]
+    tried = [train(args, test, "finetune", 0, lr) for lr in args.finetune_lrs]
+    best = min(tried, key=lambda row: row.dev_loss)
+    count = len(seeds) if args.finetune_seeds is None else args.finetune_seeds
+    return tried + [train(args, test, "finetune", seed, best.lr) for seed in range(1, count)]
+
+
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
     seeds = range(2 if args.quick else args.seeds)
-    fewer = seeds[:1] if args.quick else seeds
-    rows = list(prompted(args, test, fewer))
-    rows += [train(args, test, "prefix", seed) for seed in seeds]
-    rows += [train(args, test, m, seed) for m in (GATED, "lora", "prefix+lora") for seed in fewer]
-    lrs = (None,) if args.quick else args.finetune_lrs
-    tuned = [train(args, test, "finetune", 0, lr) for lr in lrs]
-    best = min(tuned, key=lambda row: row.dev_loss)
-    lr = None if args.quick else best.lr
-    others = range(1, len(seeds) if args.finetune_seeds is None else args.finetune_seeds)
-    rows += tuned + [train(args, test, "finetune", seed, lr) for seed in others]
+    rows: list[Row] = []
+    for method in args.methods:
+        own = seeds if method in ("prefix", "finetune") or not args.quick else seeds[:1]
+        if method == "frozen":
+            rows += prompted(args, test, own)
+        elif method == "finetune":
+            rows += finetuned(args, test, own)
+        else:
+            rows += [train(args, test, method, seed) for seed in own]
     result = {
         **record.begin("table.py", choose_device("auto")),
         "model": args.model,
