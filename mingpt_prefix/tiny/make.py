@@ -5,7 +5,7 @@
 1. the vocabulary, from the mixture and the English text;
 2. the base, pretrained on both, then on a mixture in which tables of one style follow each other,
    then on one whose domains are coined for their documents, each time with the last of the English
-   text; it never sees the sample data set;
+   text, and at last together with prefixes; it never sees the sample data set;
 3. the prefix that is shipped with it, trained on the sample data set as `make train` does.
 
 What a stage has left in DIR is used by a second call, so that it goes on where the first ended.
@@ -22,7 +22,7 @@ import torch
 
 from mingpt_prefix import tiny
 from mingpt_prefix.text import documents
-from mingpt_prefix.tiny import make_vocab, mixture
+from mingpt_prefix.tiny import make_steerable, make_vocab, mixture
 from mingpt_prefix.tokenizer import END_OF_TEXT
 from mingpt_prefix.weights import load_model, save_model
 
@@ -33,6 +33,7 @@ TAIL_BYTES = 8_000_000  # of English in the later stages, so that it is not forg
 FIRST_STAGE = ("--max-steps", "3000")
 SECOND_STAGE = ("--max-steps", "4000", "--lr", "2e-3", "--block-size", "384", "--batch-size", "6")
 THIRD_STAGE = ("--max-steps", "8100", "--lr", "2e-3", "--block-size", "448", "--batch-size", "6")
+LAST_STAGE = ("--steps", "4600")
 
 
 def train(*flags: str) -> None:
@@ -53,11 +54,12 @@ def write_tail(texts: Sequence[Path], out: Path) -> None:
 
 
 def make(english: Sequence[Path], work: Path) -> None:
-    """All three stages."""
+    """All of it."""
     work.mkdir(parents=True, exist_ok=True)
     names = ("mixture", "in-runs", "coined", "tail")
     mixed, in_runs, coined, tail = (work / f"{name}.txt" for name in names)
-    first, second, base, prefix = (work / name for name in ("first", "second", "base", "prefix"))
+    stages = ("first", "second", "third", "base", "prefix")
+    first, second, third, base, prefix = (work / name for name in stages)
     texts = [str(path) for path in english]
     if not tail.exists():
         mixture.main([*PLAIN, "--out", str(mixed)])
@@ -71,12 +73,15 @@ def make(english: Sequence[Path], work: Path) -> None:
         train(*pretrain, "--model", "tiny", *data, *FIRST_STAGE, "--out", str(first))
     for start, end, mix, stage in (
         (first, second, in_runs, SECOND_STAGE),
-        (second, base, coined, THIRD_STAGE),
+        (second, third, coined, THIRD_STAGE),
     ):
         if not end.exists():
             data = ("--data", str(mix), str(tail))
             train(*pretrain, "--model", str(start / "model"), *data, *stage, "--out", str(end))
-    save_model(load_model(base / "model", "cpu", "fp32"), tiny.MODEL, torch.float16)
+    if not base.exists():
+        start = ("--model", str(third / "model"), "--english", str(tail))
+        make_steerable.main([*start, *LAST_STAGE, "--out", str(base)])
+    save_model(load_model(base, "cpu", "fp32"), tiny.MODEL, torch.float16)
     flags = ("--mode", "prefix", "--model", "tiny", "--device", "cpu")
     train(*flags, "--out", str(prefix))
     shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)
