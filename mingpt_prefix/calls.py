@@ -1,4 +1,4 @@
-"""Special tokens that call a prefix: ids behind a model's vocabulary, and the prompts that name them.
+"""Special tokens that call a prefix: ids behind a model's vocabulary, and prompts that name them.
 
     model = CallingGPT2(base, rows)          # ids V to V + N - 1 call prefix 0 to N - 1
     ids = encode_call(tokenizer, "<|prefix:films|> title[The River]", callees)
@@ -143,7 +143,7 @@ def called_in(prompts: Sequence[Sequence[int]], model: GPT2) -> tuple[list[int],
 
 
 def decode_calls(tokenizer: Tokenizer, ids: Sequence[int], names: Sequence[str]) -> str:
-    """Text of `ids`, calls among them as they are written; `names` (N,) in the order of their ids."""
+    """Text of `ids`, calls among them as they are written; `names` (N,) are in their ids' order."""
     text, words = "", []
     for token in ids:
         if token < tokenizer.vocab_size:
