@@ -1,86 +1,141 @@
 """What calls are learned from: tables that end in a call, and text in which nothing is called.
 
-tables = [table_lesson(tokenizer, example, text_format, call, prefix_id)]
-batch = pack_lessons(tables + text_lessons(tokenizer, texts), device)
+lesson = table_lesson(tokenizer, example, text_format, call, prefix_id)
+batch = pack_lessons([lesson], device)              # the sentence behind the call is predicted
+ends = states(base, [lesson.table], [[-1]])         # where the call is to be written
+quiet = states(base, texts, [range(len(ids)) for ids in texts])
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
 
 import torch
+from torch import Tensor
 
 from mingpt_prefix.batch import PackedBatch, make_layout, make_positions
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.pretraining import is_held_out
 from mingpt_prefix.tables import TEXT_FORMAT, Example, Table, linearize, target_text
+from mingpt_prefix.text import documents
 from mingpt_prefix.tokenizer import Tokenizer
 
-WINDOW = 96  # tokens of a piece of text
+_WINDOW = 96  # tokens of a piece of text
+_DOCUMENTS, _DOCUMENT_CHARS = 600, 1_000  # of files: more say little more
+_OWN, _DRAWN, _GREEDY = 512, 64, 48  # texts the model writes by itself, and their tokens
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A sequence `ids` and at which of its tokens the next one is to be predicted; what it calls
-    (-1: nothing), and where."""
+    """A table, the call of prefix `prefix_id` at token `called_at`, the table's sentence; `inside`:
+    the tokens of the table that are not the last of a slot."""
 
     ids: list[int]
-    predicting: list[int]
-    prefix_id: int = -1
-    called_at: int = 0
+    called_at: int
+    prefix_id: int
+    inside: list[int]
+
+    @property
+    def table(self) -> list[int]:
+        return self.ids[: self.called_at]
+
+
+@dataclass(frozen=True)
+class States:
+    """What the frozen model makes of M tokens: `hidden` (M, C), and `total` (M,), the logarithm of
+    the sum of the exponentials of its logits."""
+
+    hidden: Tensor
+    total: Tensor
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def __getitem__(self, index: Tensor) -> "States":
+        return States(self.hidden[index], self.total[index])
 
 
 def table_lesson(
     tokenizer: Tokenizer, example: Example, text_format: str, call: int, prefix_id: int, bare: bool
 ) -> Lesson:
-    """A table, the call that is to follow it, and its sentence; `bare`: without a leading space,
-    as people type it."""
-    spelled = linearize(example.table, text_format)
-    table = tokenizer.encode(spelled.lstrip() if bare else spelled)
+    """The lesson of an example; `bare`: its table without a space in front, as people type it."""
+
+    def encode(table: Table) -> list[int]:
+        spelled = linearize(table, text_format)
+        return tokenizer.encode(spelled.lstrip() if bare else spelled)
+
+    table, inside = encode(example.table), []
+    if text_format == TEXT_FORMAT:
+        slots = example.table.slots
+        ends = {len(encode(Table(slots[:n]))) - 1 for n in range(1, len(slots))}
+        inside = [place for place in range(len(table) - 1) if place not in ends]
     said = tokenizer.encode(target_text(example.text, text_format))
-    ids = [*table, call, *said, tokenizer.eos]
-    ends = _slot_ends(tokenizer, example.table, text_format, bare)
-    inside = [] if ends is None else [i for i in range(len(table) - 1) if i not in ends]
-    return Lesson(ids, [*inside, *range(len(table) - 1, len(ids) - 1)], prefix_id, len(table))
-
-
-def _slot_ends(tokenizer: Tokenizer, table: Table, text_format: str, bare: bool) -> set[int] | None:
-    """The last token of each slot, after which the table might be over; None for a template."""
-    if text_format != TEXT_FORMAT:
-        return None
-    parts = (linearize(Table(table.slots[:n])) for n in range(1, len(table.slots)))
-    return {len(tokenizer.encode(part.lstrip() if bare else part)) - 1 for part in parts}
-
-
-def text_lessons(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Lesson]:
-    """Windows of plain text, in which nothing is called."""
-    lessons = []
-    for text in texts:
-        ids = tokenizer.encode(text)
-        for start in range(0, len(ids) - 1, WINDOW - 1):
-            piece = ids[start : start + WINDOW]
-            if len(piece) > 1:
-                lessons.append(Lesson(piece, list(range(len(piece) - 1))))
-    return lessons
-
-
-def own_lessons(base: GPT2, starts: Sequence[list[int]], eos: int, seed: int) -> list[Lesson]:
-    """What the frozen model writes by itself after `starts`, drawn, and greedily after what it drew:
-    in its own words it calls nothing either."""
-    rules = dict(max_new_tokens=WINDOW // 2, eos=eos)
-    drawn = generate(base, starts, temperature=1.0, seed=seed, **rules)
-    said = [[*start, *ids] for start, ids in zip(starts, drawn, strict=True)]
-    more = generate(base, said, **rules)
-    sequences = [[*ids, *rest] for ids, rest in zip(said, more, strict=True)]
-    return [Lesson(ids, list(range(len(ids) - 1))) for ids in sequences if len(ids) > 1]
+    return Lesson([*table, call, *said, tokenizer.eos], len(table), prefix_id, inside)
 
 
 def pack_lessons(lessons: Sequence[Lesson], device: torch.device) -> PackedBatch:
-    """Lessons one after the other; a called prefix moves no positions."""
+    """Lessons one after the other, with their called prefixes; the sentences are predicted."""
     ids, first = [le.prefix_id for le in lessons], [le.called_at for le in lessons]
-    layout = make_layout([len(lesson.ids) for lesson in lessons], ids, first)
+    layout = make_layout([len(le.ids) for le in lessons], ids, first)
+    tokens = torch.tensor([token for le in lessons for token in le.ids])
     starts = layout.seq_starts[:-1].tolist()
-    tokens = torch.tensor([token for lesson in lessons for token in lesson.ids])
-    index = [s + i for s, le in zip(starts, lessons, strict=True) for i in le.predicting]
-    index = torch.tensor(index)
-    positions = make_positions(layout)
+    index = torch.cat(
+        [
+            torch.arange(start + le.called_at, start + len(le.ids) - 1)
+            for start, le in zip(starts, lessons, strict=True)
+        ]
+    )
+    positions = make_positions(layout)  # which a called prefix does not move
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1]).to(device)
+
+
+@torch.no_grad()
+def states(
+    base: GPT2, sequences: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+) -> States:
+    """What `base` makes of the tokens at these places of each sequence, one after the other."""
+    hidden, total = [], []
+    for start in range(0, len(sequences), _AT_ONCE):
+        part = sequences[start : start + _AT_ONCE]
+        layout = make_layout([len(ids) for ids in part]).to(base.device)
+        index = [
+            offset + place % len(ids)
+            for offset, ids, own in zip(
+                layout.seq_starts[:-1].tolist(), part, places[start : start + _AT_ONCE], strict=True
+            )
+            for place in own
+        ]
+        tokens = torch.tensor([token for ids in part for token in ids], device=base.device)
+        made = base(tokens, make_positions(layout), layout)[index]
+        hidden.append(made)
+        total.append(base.head(made).float().logsumexp(-1))
+    return States(torch.cat(hidden).float(), torch.cat(total))
+
+
+def file_texts(tokenizer: Tokenizer, files: Sequence[Path]) -> list[list[int]]:
+    """Windows of the first documents of `files`, without those that pretraining holds out.
+
+    Raises DataError as `documents`.
+    """
+    found = (text for file in files for text in documents(file) if not is_held_out(text))
+    windows = []
+    for text in itertools.islice(found, _DOCUMENTS):
+        ids = tokenizer.encode(text[:_DOCUMENT_CHARS])
+        windows += [ids[start : start + _WINDOW] for start in range(0, len(ids), _WINDOW)]
+    return windows
+
+
+def own_texts(base: GPT2, eos: int, texts: Sequence[list[int]], seed: int) -> list[list[int]]:
+    """What the frozen model writes by itself: drawn after words at random, and greedily after that
+    and after beginnings of `texts`."""
+    rng, rules = Random(seed), dict(eos=eos, batch_size=_AT_ONCE)
+    starts = [[rng.randrange(eos) for _ in range(1 + n % 3)] for n in range(_OWN)]
+    drawn = generate(base, starts, temperature=1.0, max_new_tokens=_DRAWN, seed=seed, **rules)
+    begun = [start + ids for start, ids in zip(starts, drawn, strict=True)]
+    begun += [ids[: 4 + number % 24] for number, ids in enumerate(texts[:_OWN])]
+    more = generate(base, begun, max_new_tokens=_GREEDY, **rules)
+    return [start + ids for start, ids in zip(begun, more, strict=True)]

@@ -1,14 +1,16 @@
-"""Teaching a model when to call which prefix: the calls' embeddings are learned, all else is frozen.
+"""Teaching a model when to call which prefix: embeddings of calls are learned, all else is frozen.
 
     python -m mingpt_prefix.call_training prefixes --data restaurants=sample films=films.jsonl
     python -m mingpt_prefix.call_training prefixes --data films=films.jsonl --text english.txt.xz
 
 A table of a task is to be followed by the call of its prefix, and the call by the table's sentence:
 the first trains the call's row of the head, the second the same row as an embedding. What calls
-nothing: the inside of a slot, the text that the frozen model writes by itself, and --text.
+nothing: the inside of a slot, the text that the frozen model writes by itself, and --text. In front
+of a call everything is frozen, so that the model's states there are computed once.
 """
 
-import itertools
+import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,59 +18,65 @@ from pathlib import Path
 
 import torch
 import tyro
+from torch import Tensor
+from torch.nn import functional as F
 
 from mingpt_prefix.bank import CALLS_FILE, Bank, known_base, named_sources, read_bank
-from mingpt_prefix.batch import PrefixKV, batches
+from mingpt_prefix.batch import Encoded, PrefixKV, batches
 from mingpt_prefix.call_lessons import (
     Lesson,
-    own_lessons,
+    States,
+    file_texts,
+    own_texts,
     pack_lessons,
+    states,
     table_lesson,
-    text_lessons,
 )
 from mingpt_prefix.calls import CallingGPT2
 from mingpt_prefix.calls_file import save_calls
+from mingpt_prefix.config import MAX_SEED, flag_name
 from mingpt_prefix.console import parse, run_script, say
-from mingpt_prefix.data import load_split
+from mingpt_prefix.data import Split, load_split
 from mingpt_prefix.errors import ConfigError, TrainingError
 from mingpt_prefix.folder import shown
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.packed import pack
-from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.step import SummedLoss, check_positions
+from mingpt_prefix.tokenizer import Tokenizer
 from mingpt_prefix.weights import load_model
+from mingpt_prefix.writer import tokenizer_of
 
-_OWN_TEXTS = 256  # that the model writes by itself
-_DOCUMENTS, _DOCUMENT_CHARS = 2_000, 1_000  # of --text: more say little more
+_QUIET = 5.0  # what a place where nothing is called counts, beside the end of a table
+_QUIET_AT_ONCE = 8_192
+_EVERY_TABLE = 8  # of which the inside of the slots is looked at
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How calls are learned: steps of AdamW, each of `batch_size` tables and as many texts, at a
-    rate that falls linearly from `lr` to 0."""
+    """How calls are learned: steps of AdamW, each of `batch_size` sentences, at a rate that falls
+    linearly from `lr` to 0."""
 
     steps: int = 400
-    batch_size: int = 8
+    batch_size: int = 4
     lr: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name.replace('_', '-')} must be positive")
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, not {self.seed}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag_name(name)} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed must lie in 0 to {MAX_SEED}, not {self.seed}")
 
 
-def read_tables(
-    tokenizer: Tokenizer, bank: Bank, model: GPT2, sources: Sequence[tuple[str, str]], split: str
+def read_lessons(
+    tokenizer: Tokenizer, bank: Bank, base: GPT2, sources: Sequence[tuple[str, str]], split: Split
 ) -> list[Lesson]:
-    """The table lessons of one split of each prefix's data, every other table as people type it.
+    """The lessons of one split of each prefix's data, every other table as people type it.
 
     Raises DataError when data is missing or bad.
     """
-    callees, lessons = bank.callees(model), []
+    callees, lessons = bank.callees(base), []
     for name, source in sources:
         how = (callees[name].text_format, callees[name].token, bank.names.index(name))
         lessons += [
@@ -78,58 +86,78 @@ def read_tables(
     return lessons
 
 
-def read_texts(tokenizer: Tokenizer, base: GPT2, files: Sequence[Path], seed: int) -> list[Lesson]:
-    """Lessons in which nothing is called: of `files`, and of what the model goes on with."""
-    found = (text for file in files for text in documents(file))
-    texts = [text[:_DOCUMENT_CHARS] for text in itertools.islice(found, _DOCUMENTS)]
-    lessons = text_lessons(tokenizer, texts)
-    starts = [lesson.ids[: 4 + number % 24] for number, lesson in enumerate(lessons[:_OWN_TEXTS])]
-    starts += [[tokenizer.eos]] * _OWN_TEXTS
-    return lessons + own_lessons(base, starts, tokenizer.eos, seed)
+@dataclass(frozen=True)
+class Ends:
+    """The states at the ends of tables, and the prefix (M,) that is to be called at each."""
+
+    states: States
+    prefix_ids: Tensor
+
+    @classmethod
+    def of(cls, base: GPT2, lessons: Sequence[Lesson]) -> "Ends":
+        tables = {tuple(lesson.table): lesson.prefix_id for lesson in lessons}
+        ids = torch.tensor(list(tables.values()), device=base.device)
+        return cls(states(base, list(tables), [[-1]] * len(tables)), ids)
+
+
+def quiet_states(
+    base: GPT2, eos: int, lessons: Sequence[Lesson], texts: Sequence[list[int]], seed: int
+) -> States:
+    """The states where nothing is called: inside slots, in `texts`, and in the model's own."""
+    slots = {tuple(lesson.table): lesson.inside for lesson in lessons[::_EVERY_TABLE]}
+    all_texts = [*texts, *own_texts(base, eos, texts, seed)]
+    places = [*slots.values(), *(range(len(ids)) for ids in all_texts)]
+    return states(base, [*slots, *all_texts], places)
+
+
+def call_loss(rows: Tensor, ends: Ends, quiet: States) -> Tensor:
+    """Of saying the right call at `ends`, and, weighted, none where it is `quiet`; in nats."""
+    said = ends.states.hidden @ rows.t()  # (M, N)
+    total = torch.logaddexp(ends.states.total, said.logsumexp(-1))
+    right = said.gather(1, ends.prefix_ids[:, None])[:, 0]
+    unwanted = (quiet.hidden @ rows.t()).logsumexp(-1)
+    return (total - right).mean() + _QUIET * F.softplus(unwanted - quiet.total).mean()
 
 
 def train_calls(
     model: CallingGPT2,
     prefix: PrefixKV,
-    tables: Sequence[Lesson],
-    texts: Sequence[Lesson],
+    lessons: Sequence[Lesson],
+    ends: Ends,
+    quiet: States,
     settings: Settings,
 ) -> Iterator[float]:
-    """Train `model.rows`; yields each step's loss, in nats a token.
+    """Train `model.rows`; yields each step's loss: of the calls, and of a token of the sentences
+    behind them, in nats.
 
     Raises:
         TrainingError: when a loss is not finite.
     """
     rows = model.rows.requires_grad_()
     optimizer = torch.optim.AdamW([rows], lr=settings.lr, weight_decay=0.0)
-    loss_of = SummedLoss(model, autocasts=False)
-    orders = [
-        batches(len(lessons), settings.batch_size, settings.seed) for lessons in (tables, texts)
-    ]
+    summed, draw = SummedLoss(model, autocasts=False), torch.Generator().manual_seed(settings.seed)
+    order = batches(len(lessons), settings.batch_size, settings.seed)
     try:
         for step in range(settings.steps):
-            chosen = [tables[i] for i in next(orders[0])] + [texts[i] for i in next(orders[1])]
-            batch = pack_lessons(chosen, model.device)
-            loss = loss_of(batch, prefix) / batch.n_targets
+            some = torch.randint(len(quiet), (_QUIET_AT_ONCE,), generator=draw)
+            batch = pack_lessons([lessons[i] for i in next(order)], model.device)
+            loss = summed(batch, prefix) / batch.n_targets + call_loss(rows, ends, quiet[some])
             if not torch.isfinite(loss):
                 raise TrainingError(f"step {step + 1}: the loss is {float(loss)}: try a lower --lr")
             optimizer.param_groups[0]["lr"] = settings.lr * (1 - step / settings.steps)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            yield float(loss)
+            yield float(loss.detach())
     finally:
         rows.requires_grad_(False)
 
 
 @torch.no_grad()
-def right_calls(model: CallingGPT2, lessons: Sequence[Lesson]) -> float:
-    """The share of table lessons at whose end the likeliest token is the right call."""
-    found = []
-    for lesson in lessons:
-        (logits,) = model.logits([lesson.ids[: lesson.called_at]])
-        found.append(int(logits[-1].argmax()) == lesson.ids[lesson.called_at])
-    return sum(found) / len(found)
+def right_calls(model: CallingGPT2, ends: Ends) -> float:
+    """The share of table ends at which the likeliest token is the right call."""
+    likeliest = model.head(ends.states.hidden.to(model.rows.dtype)).argmax(-1)
+    return float((likeliest - model.n_words == ends.prefix_ids).float().mean())
 
 
 def teach(
@@ -146,27 +174,27 @@ def teach(
             does not fit together, or is not learned.
     """
     settings, bank = settings or Settings(), read_bank(folder)
-    base = load_model(known_base(bank, model_name))
+    if sorted(name for name, _ in sources) != list(bank.names):
+        raise ConfigError(f"--data: each of the bank's prefixes, once: {', '.join(bank.names)}")
+    base = load_model(known_base(bank, model_name), dtype="fp32")
+    tokenizer, prefix = tokenizer_of(base), bank.packed().to(base.device)
     pack(base, backward=True)
-    calling = bank.calling(base)
-    model = CallingGPT2(base, calling.rows)
-    if base.config.tokenizer is None:
-        raise ConfigError("the model's config.json names no tokenizer")
-    tokenizer, prefix = load_tokenizer(base.config.tokenizer), bank.packed().to(base.device)
-    names = sorted(name for name, _ in sources)
-    if names != list(bank.names):
-        raise ConfigError(f"--data: each of the bank's prefixes once: {', '.join(bank.names)}")
-    tables = read_tables(tokenizer, bank, base, sources, "train")
-    say(f"{len(tables):,} tables and sentences; the model writes text that calls nothing.")
-    texts = read_texts(tokenizer, base, files, settings.seed)
+    # A new start: rows that were learned before might be of other prefixes.
+    model = CallingGPT2(base, dataclasses.replace(bank, calls={}).calling(base).rows)
+    lessons = read_lessons(tokenizer, bank, base, sources, "train")
+    texts = file_texts(tokenizer, files)
+    check_positions(0, [Encoded(torch.tensor(lesson.ids), 1) for lesson in lessons], base)
+    say(f"{len(lessons):,} tables and sentences; the model is writing text that calls nothing.")
+    ends = Ends.of(base, lessons)
+    quiet = quiet_states(base, tokenizer.eos, lessons, texts, settings.seed)
     every = max(1, settings.steps // 10)
-    for step, loss in enumerate(train_calls(model, prefix, tables, texts, settings), 1):
+    for step, loss in enumerate(train_calls(model, prefix, lessons, ends, quiet, settings), 1):
         if step % every == 0:
             say(f"step {step}/{settings.steps}  loss {loss:.3f}")
     save_calls(folder / CALLS_FILE, base, bank.names, model.rows, asdict(settings))
-    dev = read_tables(tokenizer, bank, base, sources, "dev")
-    if dev:
-        say(f"The right call at the end of {right_calls(model, dev):.1%} of the dev tables.")
+    if dev := read_lessons(tokenizer, bank, base, sources, "dev"):
+        share = right_calls(model, Ends.of(base, dev))
+        say(f"The right call at the end of {share:.1%} of the dev tables.")
 
 
 @dataclass(frozen=True)
