@@ -25,7 +25,7 @@ from mingpt_prefix.tokenizer import Tokenizer
 
 _WINDOW = 96  # tokens of a piece of text
 _DOCUMENTS, _DOCUMENT_CHARS = 600, 1_000  # of files: more say little more
-_OWN, _DRAWN, _GREEDY = 512, 64, 48  # texts the model writes by itself, and their tokens
+_DRAWN, _GREEDY = 64, 48  # tokens of what the model writes by itself
 _AT_ONCE = 64
 
 
@@ -46,17 +46,18 @@ class Lesson:
 
 @dataclass(frozen=True)
 class States:
-    """What the frozen model makes of M tokens: `hidden` (M, C), and `total` (M,), the logarithm of
-    the sum of the exponentials of its logits."""
+    """What the frozen model makes of M tokens: `hidden` (M, C), and of its logits `total` (M,), the
+    logarithm of the sum of their exponentials, and `top` (M,), the largest."""
 
     hidden: Tensor
     total: Tensor
+    top: Tensor
 
     def __len__(self) -> int:
         return len(self.total)
 
     def __getitem__(self, index: Tensor) -> "States":
-        return States(self.hidden[index], self.total[index])
+        return States(self.hidden[index], self.total[index], self.top[index])
 
 
 def table_lesson(
@@ -98,7 +99,7 @@ def states(
     base: GPT2, sequences: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
 ) -> States:
     """What `base` makes of the tokens at these places of each sequence, one after the other."""
-    hidden, total = [], []
+    made: list[States] = []
     for start in range(0, len(sequences), _AT_ONCE):
         part = sequences[start : start + _AT_ONCE]
         layout = make_layout([len(ids) for ids in part]).to(base.device)
@@ -110,10 +111,11 @@ def states(
             for place in own
         ]
         tokens = torch.tensor([token for ids in part for token in ids], device=base.device)
-        made = base(tokens, make_positions(layout), layout)[index]
-        hidden.append(made)
-        total.append(base.head(made).float().logsumexp(-1))
-    return States(torch.cat(hidden).float(), torch.cat(total))
+        hidden = base(tokens, make_positions(layout), layout)[index]
+        logits = base.head(hidden).float()
+        made.append(States(hidden.float(), logits.logsumexp(-1), logits.max(-1)[0]))
+    parts = zip(*((m.hidden, m.total, m.top) for m in made), strict=True)
+    return States(*map(torch.cat, parts))
 
 
 def file_texts(tokenizer: Tokenizer, files: Sequence[Path]) -> list[list[int]]:
@@ -129,13 +131,15 @@ def file_texts(tokenizer: Tokenizer, files: Sequence[Path]) -> list[list[int]]:
     return windows
 
 
-def own_texts(base: GPT2, eos: int, texts: Sequence[list[int]], seed: int) -> list[list[int]]:
-    """What the frozen model writes by itself: drawn after words at random, and greedily after that
-    and after beginnings of `texts`."""
+def own_texts(
+    base: GPT2, eos: int, texts: Sequence[list[int]], count: int, seed: int
+) -> list[list[int]]:
+    """What the frozen model writes by itself: `count` drawn after words at random, and greedily
+    after those and the beginnings of as many `texts`."""
     rng, rules = Random(seed), dict(eos=eos, batch_size=_AT_ONCE)
-    starts = [[rng.randrange(eos) for _ in range(1 + n % 3)] for n in range(_OWN)]
+    starts = [[rng.randrange(eos) for _ in range(1 + n % 3)] for n in range(count)]
     drawn = generate(base, starts, temperature=1.0, max_new_tokens=_DRAWN, seed=seed, **rules)
     begun = [start + ids for start, ids in zip(starts, drawn, strict=True)]
-    begun += [ids[: 4 + number % 24] for number, ids in enumerate(texts[:_OWN])]
+    begun += [ids[: 4 + number % 24] for number, ids in enumerate(texts[:count])]
     more = generate(base, begun, max_new_tokens=_GREEDY, **rules)
     return [start + ids for start, ids in zip(begun, more, strict=True)]

@@ -54,15 +54,16 @@ _EVERY_TABLE = 8  # of which the inside of the slots is looked at
 @dataclass(frozen=True)
 class Settings:
     """How calls are learned: steps of AdamW, each of `batch_size` sentences, at a rate that falls
-    linearly from `lr` to 0."""
+    linearly from `lr` to 0. `own_texts`: how many the model writes by itself, to call nothing there."""
 
     steps: int = 400
     batch_size: int = 4
     lr: float = 0.02
+    own_texts: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr"):
+        for name in ("steps", "batch_size", "lr", "own_texts"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{flag_name(name)} must be positive, not {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:
@@ -101,22 +102,24 @@ class Ends:
 
 
 def quiet_states(
-    base: GPT2, eos: int, lessons: Sequence[Lesson], texts: Sequence[list[int]], seed: int
+    base: GPT2, eos: int, lessons: Sequence[Lesson], texts: Sequence[list[int]], own: int, seed: int
 ) -> States:
-    """The states where nothing is called: inside slots, in `texts`, and in the model's own."""
+    """The states where nothing is called: inside slots, in `texts`, and in `own` texts of the
+    model's."""
     slots = {tuple(lesson.table): lesson.inside for lesson in lessons[::_EVERY_TABLE]}
-    all_texts = [*texts, *own_texts(base, eos, texts, seed)]
+    all_texts = [*texts, *own_texts(base, eos, texts, own, seed)]
     places = [*slots.values(), *(range(len(ids)) for ids in all_texts)]
     return states(base, [*slots, *all_texts], places)
 
 
 def call_loss(rows: Tensor, ends: Ends, quiet: States) -> Tensor:
-    """Of saying the right call at `ends`, and, weighted, none where it is `quiet`; in nats."""
+    """Of saying the right call at `ends`, and, weighted, of one that is likelier than the likeliest
+    word where it is `quiet`; in nats."""
     said = ends.states.hidden @ rows.t()  # (M, N)
     total = torch.logaddexp(ends.states.total, said.logsumexp(-1))
     right = said.gather(1, ends.prefix_ids[:, None])[:, 0]
     unwanted = (quiet.hidden @ rows.t()).logsumexp(-1)
-    return (total - right).mean() + _QUIET * F.softplus(unwanted - quiet.total).mean()
+    return (total - right).mean() + _QUIET * F.softplus(unwanted - quiet.top).mean()
 
 
 def train_calls(
@@ -186,7 +189,7 @@ def teach(
     check_positions(0, [Encoded(torch.tensor(lesson.ids), 1) for lesson in lessons], base)
     say(f"{len(lessons):,} tables and sentences; the model is writing text that calls nothing.")
     ends = Ends.of(base, lessons)
-    quiet = quiet_states(base, tokenizer.eos, lessons, texts, settings.seed)
+    quiet = quiet_states(base, tokenizer.eos, lessons, texts, settings.own_texts, settings.seed)
     every = max(1, settings.steps // 10)
     for step, loss in enumerate(train_calls(model, prefix, lessons, ends, quiet, settings), 1):
         if step % every == 0:
@@ -212,6 +215,8 @@ class Args:
     steps: int = Settings.steps
     batch_size: int = Settings.batch_size
     lr: float = Settings.lr
+    own_texts: int = Settings.own_texts
+    """so many texts are written by the model itself, to learn to call nothing there"""
     seed: int = 0
 
 
@@ -220,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(Args, argv, "mingpt_prefix.call_training", __doc__)
-        settings = Settings(args.steps, args.batch_size, args.lr, args.seed)
+        settings = Settings(args.steps, args.batch_size, args.lr, args.own_texts, args.seed)
         sources = named_sources(args.data, "--data")
         teach(args.bank, sources, args.text, settings, args.model)
         say(f"Written: {shown(args.bank / CALLS_FILE)}.")
