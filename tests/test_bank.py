@@ -11,14 +11,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
-from mingpt_prefix import bank, call_training
+from mingpt_prefix import bank, call_training, tiny
 from mingpt_prefix.bank import CALLS_FILE, Bank, add_prefix, read_bank
 from mingpt_prefix.bank_writer import open_bank
 from mingpt_prefix.calls_file import read_calls, save_calls
-from mingpt_prefix.config import Decoding
+from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import describe
 from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.model import GPT2
@@ -37,19 +36,20 @@ DATA = {
 
 
 def save_random_prefix(path: Path, model: GPT2, seed: int, rows: int, placement: str) -> None:
-    shape = (SMALL.n_layer, 2, rows, SMALL.n_head, SMALL.head_dim)
+    config = model.config
+    shape = (config.n_layer, 2, rows, config.n_head, config.head_dim)
     kv = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     info = PrefixInfo("", model.fingerprint, rows, TEXT_FORMAT, placement, {})
     save_prefix(path, kv, info)
 
 
 @pytest.fixture(scope="module")
-def base(small_model: Path) -> GPT2:
-    return load_model(small_model)
+def base() -> GPT2:
+    return load_model(tiny.MODEL)
 
 
 @pytest.fixture(scope="module")
-def taught(base: GPT2, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(base: GPT2, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: the bank `prefixes`, whose calls were learned by the command, and its data."""
     folder = tmp_path_factory.mktemp("taught")
     for number, (name, rows) in enumerate(DATA.items()):
@@ -61,10 +61,21 @@ def taught(base: GPT2, small_model: Path, tmp_path_factory: pytest.TempPathFacto
     assert (
         bank.main([str(folder / "prefixes"), "--add", *(f"{s}.safetensors" for s in sources)]) == 0
     )
-    flags = ["--data", *(f"{source}.csv" for source in sources), "--model", str(small_model)]
+    flags = ["--data", *(f"{source}.csv" for source in sources), "--model", str(tiny.MODEL)]
     assert (
         call_training.main(
-            [str(folder / "prefixes"), *flags, "--steps", "150", "--own-texts", "24"]
+            [
+                str(folder / "prefixes"),
+                *flags,
+                "--steps",
+                "60",
+                "--lr",
+                "0.05",
+                "--batch-size",
+                "2",
+                "--own-texts",
+                "16",
+            ]
         )
         == 0
     )
@@ -72,10 +83,10 @@ def taught(base: GPT2, small_model: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def folder(taught: Path, small_model: Path, tmp_path: Path, monkeypatch) -> Path:
+def folder(taught: Path, tmp_path: Path, monkeypatch) -> Path:
     """A copy of that bank and its model in a current folder of their own."""
     shutil.copytree(taught / "prefixes", tmp_path / "prefixes")
-    shutil.copytree(small_model, tmp_path / "model")
+    shutil.copytree(tiny.MODEL, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "prefixes"
 
@@ -125,13 +136,13 @@ def test_a_prefix_is_added_and_replaced(folder: Path, base: GPT2, taught: Path) 
     assert read.names == ("films", "inns", "more") and "more" not in read.calls
     calling = read.calling(base)
     assert calling.banned.tolist() == [False, False, True]
-    assert torch.equal(calling.rows[2], base.wte.weight[SMALL.eos_token_id])
+    assert torch.equal(calling.rows[2], base.wte.weight[base.config.eos_token_id])
     add_prefix(folder, "more", taught / "films.safetensors")
     assert (folder / "more.safetensors").read_bytes() == (folder / "films.safetensors").read_bytes()
 
 
 def test_another_base_is_refused(folder: Path, taught: Path, tmp_path: Path) -> None:
-    other = GPT2(SMALL).initialize(1)
+    other = GPT2(MODELS["tiny"]).initialize(1)
     save_model(other, tmp_path / "other")
     other = load_model(tmp_path / "other")
     with pytest.raises(PrefixError, match=r"films.safetensors: .*made for the weights of"):
@@ -189,9 +200,9 @@ def test_a_spoiled_bank_is_one_line_and_exit_code_2(call, folder: Path, said: st
 def test_rows_that_are_not_finite_or_not_as_wide_are_refused(folder: Path, base: GPT2) -> None:
     read = read_bank(folder)
     with pytest.raises(PrefixError, match="NaN"):
-        save_calls(folder / CALLS_FILE, base, read.names, torch.full((2, 32), torch.nan), {})
+        save_calls(folder / CALLS_FILE, base, read.names, torch.full((2, 192), torch.nan), {})
     save_calls(folder / CALLS_FILE, base, read.names, torch.zeros(2, 31), {})
-    with pytest.raises(PrefixError, match="not as wide as the model, 32"):
+    with pytest.raises(PrefixError, match="not as wide as the model, 192"):
         read_bank(folder).calling(base)
 
 
@@ -233,7 +244,9 @@ def test_prompts_from_stdin(sample, folder, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == from_stdin
 
 
-def test_the_model_calls_for_a_table_and_a_literal_call_in_one_is_text(call, folder: Path) -> None:
+def test_the_model_calls_for_a_table_and_a_literal_call_in_one_is_text(
+    call, folder: Path, base: GPT2
+) -> None:
     """Neither --table nor --input ever calls: what is in a value is spelled as any text is."""
     read = open_bank(SampleConfig(bank=folder, model="model"))
     for table, name in (
@@ -243,7 +256,7 @@ def test_the_model_calls_for_a_table_and_a_literal_call_in_one_is_text(call, fol
         assert call("--table", table)[1][0].startswith(f"<|prefix:{name}|>")
     literal = parse_table("name[<|prefix:films|>], eatType[pub]")
     ids = read._encode(literal)
-    assert max(ids) < SMALL.vocab_size
+    assert max(ids) < base.config.vocab_size
     assert read.tokenizer.decode(ids) == " name : <|prefix:films|> | Type : pub"
     folder.joinpath("lines").write_text("name[<|prefix:nothing|>], eatType[pub]\n")
     code, out, _ = call("--input", "prefixes/lines")
@@ -254,7 +267,7 @@ BAD_FLAGS = {
     "no prefix 'books' in the bank": ("--prompt", "<|prefix:books|> a[b]"),
     "after <|prefix:films|>: ']' is missing": ("--prompt", "<|prefix:films|> title[a"),
     "the prompt is empty": ("--prompt", ""),
-    "the model has room for 159": ("--prompt", "river " * 200),
+    "the model has room for 511": ("--prompt", " river" * 600),
     "and only one": ("--prompt", "a", "--table", TABLE),
     "excludes --run and --prefix": ("--prompt", "a", "--prefix", "x"),
     "--bank goes without --serve": ("--serve",),
@@ -292,8 +305,8 @@ def test_calls_are_learned(taught: Path, base: GPT2) -> None:
     dev = call_training.read_lessons(tokenizer, read, base, sources, "dev")
     assert call_training.right_calls(model, call_training.Ends.of(base, dev)) == 1.0
     lessons = call_training.read_lessons(tokenizer, read, base, sources, "train")
-    quiet = call_training.quiet_states(base, tokenizer.eos, lessons, [], 24, seed=7)
-    called = model.head(quiet.hidden).argmax(-1) >= SMALL.vocab_size
+    quiet = call_training.quiet_states(base, tokenizer.eos, lessons, [], 16, seed=7)
+    called = model.head(quiet.hidden).argmax(-1) >= base.config.vocab_size
     assert called.float().mean() < 0.05
 
 
