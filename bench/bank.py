@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from bank_report import bank_table
 from bank_tasks import References, films, restaurants, write_films
 from experiment import TRAIN
 from record import begin, finish
-from bank_report import bank_table
 
 from mingpt_prefix.bank import CALLS_FILE, add_prefix
 from mingpt_prefix.bank_writer import BankWriter, open_bank
@@ -156,9 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of the batches that are timed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    start = time.perf_counter()
     folder = make_bank(args.out, args.model, args.epochs, args.text)
-    trained = time.perf_counter() - start
     writer = open_bank(SampleConfig(bank=folder, model=args.model))
     base = load_model(args.model)
     tests = {"restaurants": restaurants(args.tables), "films": films(args.tables, seed=3)}
@@ -168,7 +166,6 @@ def main() -> None:
         "calls": [judge_task(writer, base, name, test) for name, test in tests.items()],
         "prose": judge_prose(writer, args.text, args.prompts),
         "batches": time_batches(writer, base, args.rounds),
-        "training_seconds": trained,
     }
     finish(record, bank_table(record), args.json)
 

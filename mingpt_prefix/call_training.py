@@ -3,10 +3,11 @@
     python -m mingpt_prefix.call_training prefixes --data restaurants=sample films=films.jsonl
     python -m mingpt_prefix.call_training prefixes --data films=films.jsonl --text english.txt.xz
 
-A table of a task is to be followed by the call of its prefix, and the call by the table's sentence:
-the first trains the call's row of the head, the second the same row as an embedding. What calls
-nothing: the inside of a slot, the text that the frozen model writes by itself, and --text. In front
-of a call everything is frozen, so that the model's states there are computed once.
+A table of a task is to be followed by the call of its prefix, which trains the call's row of the
+head. Behind the call the model is to say what it would with the end token in its place, as behind
+an infix that was chosen by hand: that trains the same row as an embedding. What calls nothing: the
+inside of a slot, the text that the frozen model writes by itself, and --text. In front of a call
+everything is frozen, so that the model's states there are computed once.
 """
 
 import dataclasses
@@ -18,8 +19,6 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
-from torch.nn import functional as F
 
 from mingpt_prefix.bank import CALLS_FILE, Bank, known_base, named_sources, read_bank
 from mingpt_prefix.batch import Encoded, PrefixKV, batches
@@ -28,10 +27,10 @@ from mingpt_prefix.call_lessons import (
     States,
     file_texts,
     own_texts,
-    pack_lessons,
     states,
     table_lesson,
 )
+from mingpt_prefix.call_losses import Ends, behind_loss, call_loss, right_calls
 from mingpt_prefix.calls import CallingGPT2
 from mingpt_prefix.calls_file import save_calls
 from mingpt_prefix.config import MAX_SEED, flag_name
@@ -41,12 +40,11 @@ from mingpt_prefix.errors import ConfigError, TrainingError
 from mingpt_prefix.folder import shown
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.packed import pack
-from mingpt_prefix.step import SummedLoss, check_positions
+from mingpt_prefix.step import check_positions
 from mingpt_prefix.tokenizer import Tokenizer
 from mingpt_prefix.weights import load_model
 from mingpt_prefix.writer import tokenizer_of
 
-_QUIET = 5.0  # what a place where nothing is called counts, beside the end of a table
 _QUIET_AT_ONCE = 8_192
 _EVERY_TABLE = 8  # of which the inside of the slots is looked at
 
@@ -54,11 +52,11 @@ _EVERY_TABLE = 8  # of which the inside of the slots is looked at
 @dataclass(frozen=True)
 class Settings:
     """How calls are learned: steps of AdamW, each of `batch_size` sentences, at a rate that falls
-    linearly from `lr` to 0. `own_texts`: how many the model writes by itself, to call nothing there."""
+    linearly from `lr` to 0. `own_texts`: how many the model writes, to call nothing in them."""
 
     steps: int = 400
     batch_size: int = 4
-    lr: float = 0.02
+    lr: float = 0.01
     own_texts: int = 512
     seed: int = 0
 
@@ -87,20 +85,6 @@ def read_lessons(
     return lessons
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The states at the ends of tables, and the prefix (M,) that is to be called at each."""
-
-    states: States
-    prefix_ids: Tensor
-
-    @classmethod
-    def of(cls, base: GPT2, lessons: Sequence[Lesson]) -> "Ends":
-        tables = {tuple(lesson.table): lesson.prefix_id for lesson in lessons}
-        ids = torch.tensor(list(tables.values()), device=base.device)
-        return cls(states(base, list(tables), [[-1]] * len(tables)), ids)
-
-
 def quiet_states(
     base: GPT2, eos: int, lessons: Sequence[Lesson], texts: Sequence[list[int]], own: int, seed: int
 ) -> States:
@@ -112,16 +96,6 @@ def quiet_states(
     return states(base, [*slots, *all_texts], places)
 
 
-def call_loss(rows: Tensor, ends: Ends, quiet: States) -> Tensor:
-    """Of saying the right call at `ends`, and, weighted, of one that is likelier than the likeliest
-    word where it is `quiet`; in nats."""
-    said = ends.states.hidden @ rows.t()  # (M, N)
-    total = torch.logaddexp(ends.states.total, said.logsumexp(-1))
-    right = said.gather(1, ends.prefix_ids[:, None])[:, 0]
-    unwanted = (quiet.hidden @ rows.t()).logsumexp(-1)
-    return (total - right).mean() + _QUIET * F.softplus(unwanted - quiet.top).mean()
-
-
 def train_calls(
     model: CallingGPT2,
     prefix: PrefixKV,
@@ -130,21 +104,22 @@ def train_calls(
     quiet: States,
     settings: Settings,
 ) -> Iterator[float]:
-    """Train `model.rows`; yields each step's loss: of the calls, and of a token of the sentences
-    behind them, in nats.
+    """Train `model.rows`; yields each step's loss, of the calls and of what is said behind
+    them.
 
     Raises:
         TrainingError: when a loss is not finite.
     """
     rows = model.rows.requires_grad_()
     optimizer = torch.optim.AdamW([rows], lr=settings.lr, weight_decay=0.0)
-    summed, draw = SummedLoss(model, autocasts=False), torch.Generator().manual_seed(settings.seed)
+    draw, eos = torch.Generator().manual_seed(settings.seed), model.config.eos_token_id
     order = batches(len(lessons), settings.batch_size, settings.seed)
     try:
         for step in range(settings.steps):
             some = torch.randint(len(quiet), (_QUIET_AT_ONCE,), generator=draw)
-            batch = pack_lessons([lessons[i] for i in next(order)], model.device)
-            loss = summed(batch, prefix) / batch.n_targets + call_loss(rows, ends, quiet[some])
+            chosen = [lessons[i] for i in next(order)]
+            loss = call_loss(rows, ends, quiet[some])
+            loss = loss + behind_loss(model, prefix, chosen, eos)
             if not torch.isfinite(loss):
                 raise TrainingError(f"step {step + 1}: the loss is {float(loss)}: try a lower --lr")
             optimizer.param_groups[0]["lr"] = settings.lr * (1 - step / settings.steps)
@@ -154,13 +129,6 @@ def train_calls(
             yield float(loss.detach())
     finally:
         rows.requires_grad_(False)
-
-
-@torch.no_grad()
-def right_calls(model: CallingGPT2, ends: Ends) -> float:
-    """The share of table ends at which the likeliest token is the right call."""
-    likeliest = model.head(ends.states.hidden.to(model.rows.dtype)).argmax(-1)
-    return float((likeliest - model.n_words == ends.prefix_ids).float().mean())
 
 
 def teach(

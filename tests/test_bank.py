@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mingpt_prefix import bank, call_training, tiny
 from mingpt_prefix.bank import CALLS_FILE, Bank, add_prefix, read_bank
 from mingpt_prefix.bank_writer import open_bank
+from mingpt_prefix.call_losses import Ends, right_calls
 from mingpt_prefix.calls_file import read_calls, save_calls
 from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import describe
@@ -303,7 +304,7 @@ def test_calls_are_learned(taught: Path, base: GPT2) -> None:
     model, tokenizer = read.calling(base), load_tokenizer("tiny")
     sources = [(name, str(taught / f"{name}.csv")) for name in DATA]
     dev = call_training.read_lessons(tokenizer, read, base, sources, "dev")
-    assert call_training.right_calls(model, call_training.Ends.of(base, dev)) == 1.0
+    assert right_calls(model, Ends.of(base, dev)) == 1.0
     lessons = call_training.read_lessons(tokenizer, read, base, sources, "train")
     quiet = call_training.quiet_states(base, tokenizer.eos, lessons, [], 16, seed=7)
     called = model.head(quiet.hidden).argmax(-1) >= base.config.vocab_size
