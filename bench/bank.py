@@ -86,9 +86,7 @@ def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> d
     first, last = writer.prefix.starts[number : number + 2].tolist()
     own = PrefixKV.from_tensor(writer.prefix.kv[:, :, first:last])
     tables, how = [table for table, _ in test], Decoding(max_new_tokens=MOST)
-    by_hand = describe(
-        base, tokenizer, tables, own, how, callee.text_format, placement=callee.placement
-    )
+    by_hand = describe(base, tokenizer, tables, own, how, callee.text_format, placement="infix")
     references = [texts for _, texts in test]
     return {
         "task": name,

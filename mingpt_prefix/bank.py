@@ -3,9 +3,9 @@
     python -m mingpt_prefix.bank prefixes --add restaurants=runs/prefix-tiny-1 films=a.safetensors
     python -m mingpt_prefix.bank prefixes                  # what is in it
 
-`NAME.safetensors` is a prefix file; adding one is copying it there. `_calls.safetensors` holds the
-learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, and whose they are, as `call_training`
-writes it. A prefix without one can be called in a prompt, by a token that begins as the end token's
+`NAME.safetensors` is a prefix file, of an infix; adding one is copying it there.
+`_calls.safetensors` holds the learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, and whose
+they are, as `call_training` writes it. A prefix without one can be called in a prompt, by a token that begins as the end token's
 embedding, but the model never writes it. Names of files are made of checked names alone.
 """
 
@@ -61,7 +61,7 @@ class Bank:
         """What can be called, by name; `model` is the base."""
         first = model.config.vocab_size
         return {
-            name: Callee(first + number, info.text_format, info.placement)
+            name: Callee(first + number, info.text_format)
             for number, (name, info) in enumerate(zip(self.names, self.infos, strict=True))
         }
 
@@ -88,8 +88,8 @@ def read_bank(folder: Path) -> Bank:
     """Read a bank's folder, verified, to the CPU.
 
     Raises:
-        PrefixError: when there is none, a file is damaged or has no proper name, the files are of
-            different bases, or a call's prefix is missing.
+        PrefixError: when there is none, a file is damaged, no infix, or has no proper name, the
+            files are of different bases, or a call's prefix is missing.
     """
     folder = Path(folder)
     try:
@@ -103,7 +103,7 @@ def read_bank(folder: Path) -> Bank:
         raise PrefixError(f"{shown(folder)}: no prefix in it, which would be NAME{_SUFFIX}")
     for name in names:
         check_name(name, f"{shown(folder)}: ")
-    read = [read_prefix(folder / f"{name}{_SUFFIX}") for name in names]
+    read = [_read_infix(folder / f"{name}{_SUFFIX}") for name in names]
     infos = [info for _, info in read]
     calls: dict[str, Tensor] = {}
     digests = {
@@ -126,15 +126,25 @@ def read_bank(folder: Path) -> Bank:
     return Bank(folder, tuple(names), tuple(kv for kv, _ in read), tuple(infos), calls)
 
 
+def _read_infix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
+    """A prefix that can be called; one that was trained in front of its table cannot: it knows
+    positions that are moved by its rows, and a call moves none."""
+    kv, info = read_prefix(path)
+    if info.placement != "infix":
+        what = "it was trained in front of the table, and a call stands behind it"
+        raise PrefixError(f"{shown(path)}: {what}: train with --placement infix")
+    return kv, info
+
+
 def add_prefix(folder: Path, name: str, source: Path) -> None:
     """Put the prefix file or run `source` into the bank as `name`, in the place of one so named.
 
     Raises:
-        PrefixError, CheckpointError: when it is damaged or of another base than the bank, or the
-            name is not a safe one; the folder is then as it was.
+        PrefixError, CheckpointError: when it is damaged, no infix, or of another base than the
+            bank, or the name is not a safe one; the folder is then as it was.
     """
     check_name(name)
-    kv, info = read_prefix(prefix_file(source))
+    kv, info = _read_infix(prefix_file(source))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_parts(folder)
@@ -189,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bank = read_bank(args.bank)
         for name, info in zip(bank.names, bank.infos, strict=True):
             learned = "learned" if name in bank.calls else "in prompts only"
-            say(f"{name}: {info.length} rows, placement {info.placement}, call {learned}")
+            say(f"{name}: {info.length} rows, call {learned}")
         return 0
 
     return run_script("mingpt_prefix.bank", run)

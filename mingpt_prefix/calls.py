@@ -68,12 +68,10 @@ class CallingGPT2(GPT2):
 
 @dataclass(frozen=True)
 class Callee:
-    """A prefix that can be called: by which id, how it reads tables, and where it was trained to
-    begin: in front of the table (prefix), or behind it (infix)."""
+    """A prefix that can be called: by which id, and how it reads tables."""
 
     token: int
     text_format: str
-    placement: str
 
 
 def call_text(name: str) -> str:
@@ -84,8 +82,8 @@ def call_text(name: str) -> str:
 def encode_call(tokenizer: Tokenizer, text: str, callees: Mapping[str, Callee]) -> list[int]:
     """The ids of a prompt: plain text, with at most one call in it.
 
-    What follows a call is a table as sample.py takes it, spelled as the called prefix reads it; or
-    nothing, and the call is the last token.
+    What follows a call is a table as sample.py takes it: it is spelled as the called prefix reads
+    it, and the call put behind it. The call is the last token.
 
     Raises:
         PromptError: for a prefix that is not in `callees`, an empty prompt, or a bad table.
@@ -116,17 +114,13 @@ def encode_call(tokenizer: Tokenizer, text: str, callees: Mapping[str, Callee]) 
 
 
 def encode_called_table(tokenizer: Tokenizer, table: Table, callee: Callee) -> list[int]:
-    """A table and the call of the prefix that is to say it, the call where the prefix begins.
-
-    Behind the table it stands in the place of the end token; in front of it that one follows.
+    """A table and, in the place of the end token, the call of the prefix that is to say it: there
+    an infix begins.
 
     Raises:
         TableError: for a table without a slot that the prefix's template has a field for.
     """
-    table_ids = tokenizer.encode(linearize(table, callee.text_format))
-    if callee.placement == "infix":
-        return [*table_ids, callee.token]
-    return [callee.token, *table_ids, tokenizer.eos]
+    return [*tokenizer.encode(linearize(table, callee.text_format)), callee.token]
 
 
 def called_in(prompts: Sequence[Sequence[int]], model: GPT2) -> tuple[list[int], list[int]]:

@@ -36,7 +36,9 @@ DATA = {
 }
 
 
-def save_random_prefix(path: Path, model: GPT2, seed: int, rows: int, placement: str) -> None:
+def save_random_prefix(
+    path: Path, model: GPT2, seed: int, rows: int, placement: str = "infix"
+) -> None:
     config = model.config
     shape = (config.n_layer, 2, rows, config.n_head, config.head_dim)
     kv = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -55,7 +57,7 @@ def taught(base: GPT2, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught")
     for number, (name, rows) in enumerate(DATA.items()):
         source = folder / f"{name}.safetensors"
-        save_random_prefix(source, base, number, 3 + number, ("prefix", "infix")[number])
+        save_random_prefix(source, base, number, 3 + number)
         lines = "".join(f'"{table}","{text}"\n' for table, text in rows)
         (folder / f"{name}.csv").write_text(f"mr,ref\n{lines}", encoding="utf-8")
     sources = [f"{name}={folder / name}" for name in DATA]
@@ -148,7 +150,7 @@ def test_another_base_is_refused(folder: Path, taught: Path, tmp_path: Path) -> 
     other = load_model(tmp_path / "other")
     with pytest.raises(PrefixError, match=r"films.safetensors: .*made for the weights of"):
         read_bank(folder).calling(other)
-    save_random_prefix(tmp_path / "foreign.safetensors", other, 5, 3, "infix")
+    save_random_prefix(tmp_path / "foreign.safetensors", other, 5, 3)
     with pytest.raises(PrefixError, match="another model than the bank's"):
         add_prefix(folder, "foreign", tmp_path / "foreign.safetensors")
     assert not (folder / "foreign.safetensors").exists()
@@ -187,6 +189,7 @@ SPOILED = {
     "format 2, and this program": lambda f: spoil_calls(f, version=2),
     "names is not of type list": lambda f: spoil_calls(f, names="films"),
     "not a file of calls": lambda f: save_file({"calls": torch.zeros(2, 32)}, f / CALLS_FILE),
+    "train with --placement infix": lambda f: shutil.copy(tiny.PREFIX, f / "front.safetensors"),
     "of different models": lambda f: spoil_calls(f, fingerprint="0" * 64),
 }  # fmt: skip
 
@@ -332,8 +335,8 @@ def test_the_command_shows_a_bank_and_refuses_a_bad_name(folder: Path, taught: P
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "films: 4 rows, placement infix, call learned",
-        "inns: 3 rows, placement prefix, call learned",
+        "films: 4 rows, call learned",
+        "inns: 3 rows, call learned",
     ]
     for name in ("../up", "_calls", "A", ""):
         added = bank.main(["prefixes", "--add", f"{name}={taught / 'inns.safetensors'}"])

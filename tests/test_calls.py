@@ -143,18 +143,18 @@ def tokenizer():
     return load_tokenizer("tiny")
 
 
-CALLEES = {"films": Callee(4096, TEXT_FORMAT, "infix"), "inns": Callee(4097, TEXT_FORMAT, "prefix")}
+CALLEES = {"films": Callee(4096, TEXT_FORMAT), "inns": Callee(4097, TEXT_FORMAT)}
 TABLE = "name[The Mill], eatType[pub]"
 
 
 def test_where_a_call_stands(tokenizer) -> None:
-    """Where its prefix was trained to begin; what is in front of it is text."""
+    """Behind the table, where an infix begins; what is in front of it is text."""
     table = tokenizer.encode(linearize(parse_table(TABLE)))
     behind = encode_call(tokenizer, f"<|prefix:films|> {TABLE}", CALLEES)
     assert behind == [*table, 4096]
-    in_front = encode_call(tokenizer, f"<|prefix:inns|>{TABLE}", CALLEES)
-    assert in_front == [4097, *table, tokenizer.eos]
     text = "Once upon a time"
+    both = encode_call(tokenizer, f"{text}<|prefix:inns|>{TABLE}", CALLEES)
+    assert both == [*tokenizer.encode(text), *table, 4097]
     assert encode_call(tokenizer, text, CALLEES) == tokenizer.encode(text)
     last = encode_call(tokenizer, f"{text}<|prefix:inns|>", CALLEES)
     assert last == [*tokenizer.encode(text), 4097]
