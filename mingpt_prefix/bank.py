@@ -1,12 +1,13 @@
 """A bank: a folder of named prefixes for one base, and the special tokens that call them.
 
-    python -m mingpt_prefix.bank prefixes --add restaurants=runs/prefix-tiny-1 films=a.safetensors
+    python -m mingpt_prefix.bank prefixes --add restaurants=runs/restaurants films=a.safetensors
     python -m mingpt_prefix.bank prefixes                  # what is in it
 
 `NAME.safetensors` is a prefix file, of an infix; adding one is copying it there.
 `_calls.safetensors` holds the learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, and whose
-they are, as `call_training` writes it. A prefix without one can be called in a prompt, by a token that begins as the end token's
-embedding, but the model never writes it. Names of files are made of checked names alone.
+they are, as `call_training` writes it. A prefix without one can be called in a prompt, by a token
+that begins as the end token's embedding, but the model never writes it. Names of files are made of
+checked names alone.
 """
 
 import sys
