@@ -4,6 +4,7 @@ python sample.py --table "name[The Mill], eatType[pub]"
 python sample.py --input tables.txt --run runs/prefix-tiny-1 --beams 5
 python sample.py --input tables.txt --beams 5 --num-return-sequences 3 --scores
 generate_tables | python sample.py --input - --temperature 0.8
+python sample.py --bank prefixes --prompt "<|prefix:films|> title[The River], year[1931]"
 python sample.py --serve --run runs/prefix-tiny-1 --beside runs/finetune-tiny-1
 
 Sentences go to stdout, one line a table (or --num-return-sequences lines); all else goes to stderr.
@@ -23,7 +24,9 @@ from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import printable
 
 if TYPE_CHECKING:
+    from mingpt_prefix.bank_writer import BankWriter
     from mingpt_prefix.describe import Sentence
+    from mingpt_prefix.writer import Writer
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
@@ -37,8 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> int:
     """The whole program, but for how it ends when something goes wrong."""
     config = parse(SampleConfig, argv, "sample.py", __doc__)
-    if (config.table, config.input, config.serve or None).count(None) != 2:
-        raise ConfigError("one of --table, --input and --serve is needed, and only one")
+    given = (config.table, config.input, config.prompts, config.prompt or None)
+    if [*given, config.serve or None].count(None) != 4:
+        flags = "--table, --input, --prompt, --prompts and --serve"
+        raise ConfigError(f"one of {flags} is needed, and only one")
+    if config.bank is None and (config.prompt or config.prompts is not None):
+        raise ConfigError("--prompt and --prompts go with --bank")
+    if config.serve and config.bank is not None:
+        raise ConfigError("--bank goes without --serve")
     if config.serve:
         from mingpt_prefix.server import serve
 
@@ -52,33 +61,53 @@ def run(argv: Sequence[str] | None) -> int:
 def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
     """Write a sentence for each line; returns the exit code."""
     decoding, writer, failed = config.decoding, None, False
-    tables = iter_tables(lines)
-    while chunk := list(islice(tables, CHUNK)):
-        good = [(number, table) for number, table in chunk if not isinstance(table, TableError)]
-        if config.table is not None and not good:
+    is_file = config.input is not None or config.prompts is not None
+    has_tables = config.input is not None or config.table is not None
+    items = iter_tables(lines) if has_tables else iter_prompts(lines)
+    while chunk := list(islice(items, CHUNK)):
+        good = [(number, item) for number, item in chunk if not isinstance(item, TableError)]
+        if not is_file and not good:
             raise chunk[0][1]
-        if writer is None:
-            # Here, for it brings torch, which takes seconds: bad input is told before.
-            from mingpt_prefix.writer import open_writer
-
-            writer = open_writer(config)
-            print(f"Writing by {writer.origin}.", file=sys.stderr)
+        writer = writer or open_by(config)
         # A seed of its own for each line, so that equal tables are sampled differently.
         seeds = [config.seed * 1_000_003 + number for number, _ in good]
-        written = writer.write_scored([table for _, table in good], decoding, seeds)
+        written = writer.write_scored([item for _, item in good], decoding, seeds)
         results = {**dict(chunk), **dict(zip((n for n, _ in good), written, strict=True))}
+        bad = [result for result in results.values() if isinstance(result, TableError)]
+        if bad and not is_file:
+            raise bad[0]
         for number, result in results.items():
             if isinstance(result, TableError):
-                if config.table is not None:
-                    raise result
                 failed = True
                 print(f"sample.py: line {number}: {result}", file=sys.stderr)
             for line in lines_of(result, config):
                 print(line)
         sys.stdout.flush()
     if writer is None:
-        raise DataError(f"{printable(config.input, 200)}: no tables in it")
+        name = printable(config.input or config.prompts, 200)
+        raise DataError(f"{name}: no {'tables' if config.prompts is None else 'prompts'} in it")
     return int(failed)
+
+
+def open_by(config: SampleConfig) -> "Writer | BankWriter":
+    """What writes, by the flags; it is told on stderr."""
+    # Imported here, for it brings torch, which takes seconds: bad input is told before.
+    if config.bank is not None:
+        from mingpt_prefix.bank_writer import open_bank
+
+        writer = open_bank(config)
+    else:
+        from mingpt_prefix.writer import open_writer
+
+        writer = open_writer(config)
+    print(f"Writing by {writer.origin}.", file=sys.stderr)
+    return writer
+
+
+def iter_prompts(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+    """One prompt a line: (line number from 1, the prompt)."""
+    for number, line in enumerate(lines, 1):
+        yield number, line.removeprefix("\ufeff").rstrip("\r\n")
 
 
 def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> list[str]:
@@ -90,15 +119,16 @@ def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> lis
 
 @contextlib.contextmanager
 def open_lines(config: SampleConfig) -> Iterator[Iterator[str]]:
-    """The lines that hold a table each."""
-    if config.table is not None:
-        yield iter([config.table])
-    elif config.input == "-":
+    """The lines that hold a table or a prompt each."""
+    source = config.input if config.prompts is None else config.prompts
+    if source is None:
+        yield iter([config.table] if config.table is not None else config.prompt)
+    elif source == "-":
         yield read_lines(sys.stdin.buffer, "stdin")
     else:
-        name = printable(config.input, 200)
+        name = printable(source, 200)
         try:
-            file = open(config.input, "rb")
+            file = open(source, "rb")
         except (OSError, ValueError) as error:
             raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
         with file:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attention_report import attention_table
+from bank_report import bank_table
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -212,6 +213,7 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
             "shapes": speed_table,
             "ablation": ablation_table,
             "decoding": decode_table,
+            "calls": bank_table,
             "rows": methods_table,
         }
         table = next(render for key, render in kinds.items() if key in record)

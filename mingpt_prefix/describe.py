@@ -3,7 +3,7 @@
 describe(model, load_tokenizer("gpt2"), [parse_table("name[The Mill]")], prefix)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mingpt_prefix.batch import PrefixKV, encode_prompt
@@ -11,6 +11,7 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.decoding import GREEDY, generate_scored
 from mingpt_prefix.errors import TableError
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.scored import Scored
 from mingpt_prefix.tables import TEXT_FORMAT, Table
 from mingpt_prefix.tokenizer import Tokenizer
 
@@ -61,27 +62,45 @@ def describe_scored(
     is_infix = prefix is not None and placement == "infix"
     rows = 0 if prefix is None or is_infix else int(prefix.lengths[0])
     room = model.config.n_positions - rows - 1  # for the prompt and one new token
+
+    def write(fitting: list[list[int]], own_seeds: list[int]) -> list[list[Scored]]:
+        return generate_scored(
+            model,
+            fitting,
+            prefix,
+            decoding,
+            prefix_from=[len(prompt) - 1 for prompt in fitting] if is_infix else None,
+            eos=tokenizer.eos,
+            seed=own_seeds,
+        )
+
+    return write_fitting(prompts, room, seeds, write, tokenizer.decode)
+
+
+def write_fitting(
+    prompts: Sequence[list[int] | TableError],
+    room: int,
+    seeds: Sequence[int] | None,
+    write: Callable[[list[list[int]], list[int]], list[list[Scored]]],
+    decode: Callable[[list[int]], str],
+    what: str = "table",
+) -> list[list[Sentence] | TableError]:
+    """What `write` gives for the prompts of at most `room` tokens, and their seeds, as lines; for
+    the others what is wrong with the `what`."""
     fitting = [i for i, p in enumerate(prompts) if isinstance(p, list) and len(p) <= room]
-    new = generate_scored(
-        model,
-        [prompts[i] for i in fitting],
-        prefix,
-        decoding,
-        prefix_from=[len(prompts[i]) - 1 for i in fitting] if is_infix else None,
-        eos=tokenizer.eos,
-        seed=0 if seeds is None else [seeds[i] for i in fitting],
-    )
+    own_seeds = [0 if seeds is None else seeds[i] for i in fitting]
+    new = write([prompts[i] for i in fitting], own_seeds)
     said: dict[int, list[Sentence] | TableError] = {
-        i: [Sentence(one_line(tokenizer.decode(ids)), score) for ids, score in sequences]
+        i: [Sentence(one_line(decode(ids)), score) for ids, score in sequences]
         for i, sequences in zip(fitting, new, strict=True)
     }
     for i, prompt in enumerate(prompts):
         if isinstance(prompt, TableError):
             said[i] = prompt
         elif len(prompt) > room:
-            what = f"the table has {len(prompt)} tokens, and the model has room for {room}"
-            said[i] = TableError(what, 0)
-    return [said[i] for i in range(len(tables))]
+            why = f"the {what} has {len(prompt)} tokens, and the model has room for {room}"
+            said[i] = TableError(why, 0)
+    return [said[i] for i in range(len(prompts))]
 
 
 def _prompt(tokenizer: Tokenizer, table: Table, text_format: str) -> list[int] | TableError:

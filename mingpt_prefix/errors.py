@@ -13,6 +13,10 @@ class TableError(MingptPrefixError):
         self.position = position
 
 
+class PromptError(TableError):
+    """A prompt that cannot be read; `position` is the 0-based character where it goes wrong."""
+
+
 class DataError(MingptPrefixError):
     """A data set that is missing, cannot be downloaded, or holds a bad row."""
 

@@ -2,12 +2,14 @@
 
 A cache row is one token's keys and values. Which rows a sequence reads stands in its block table,
 so the beams of a prompt share its rows, and what they have in common since: when beams part or
-rows leave the batch, tables move, never keys or values.
+rows leave the batch, tables move, never keys or values. A token that calls a prefix (`calls`)
+attaches it to its sequence from its own query on; a sequence that has a prefix calls no other.
 
     cache = KVCache(model, prompts, prefix, prefix_ids, limits)
     cache.step(cache.logits.argmax(-1))
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,12 +72,24 @@ class KVCache:
         hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
         return self._head(hidden[last]), positions[last] + 1
 
+    @property
+    def _first_call(self) -> int:
+        """The lowest id that calls a prefix."""
+        return self.model.config.vocab_size - self.model.n_calls
+
+    def _attach(self, tokens: Tensor) -> None:
+        """Give the rows whose token is a call the prefix that it names."""
+        if self.model.n_calls:
+            named = (tokens - self._first_call).to(self.prefix_ids.dtype)
+            self.prefix_ids = torch.where(named >= 0, named, self.prefix_ids)
+
     def step(self, tokens: Tensor) -> None:
         """Append one token to each row, (B,)."""
         own = torch.arange(
             self.n_rows, self.n_rows + len(tokens), dtype=torch.int32, device=tokens.device
         )
         self.n_rows += len(tokens)
+        self._attach(tokens)
         self.table.scatter_(1, self.lengths[:, None], own[:, None])
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -97,4 +111,8 @@ class KVCache:
 
     def _head(self, hidden: Tensor) -> Tensor:
         # float32 even for a float64 model: transformers ranks tokens by such numbers.
-        return self.model.head(hidden).float()
+        logits = self.model.head(hidden).float()
+        if self.model.n_calls:
+            has_prefix = (self.prefix_ids >= 0)[:, None]
+            logits[:, self._first_call :].masked_fill_(has_prefix, -math.inf)
+        return logits

@@ -95,6 +95,8 @@ class GPT2(nn.Module):
     `grad_checkpoint`: backward computes each block again, so that only its input is kept till then.
     """
 
+    n_calls = 0  # how many ids of the vocabulary, its last ones, call a prefix: see `calls`
+
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout

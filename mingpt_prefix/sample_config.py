@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import UseAppendAction
+
 from mingpt_prefix.config import Decoding
 
 
@@ -19,6 +21,14 @@ class SampleConfig:
     """a run's folder; the newest finished one under runs/ if not given"""
     prefix: Path | None = None
     """a prefix file, in place of a run"""
+    bank: Path | None = None
+    """a folder of prefixes, in place of one: which of them is seen is said in a prompt by
+    <|prefix:NAME|>, or chosen by the model"""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """with --bank: "<|prefix:films|> title[The River]", or plain text for the model to go on with;
+    may be given several times"""
+    prompts: str | None = None
+    """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
     """the model a prefix was made for: needed for a folder, a known name is found by itself"""
     beams: int = 1

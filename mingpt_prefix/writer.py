@@ -166,16 +166,25 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
     return load_model(model, config.device, config.dtype, config.attention)
 
 
-def _writer(model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str) -> Writer:
+def tokenizer_of(model: GPT2) -> Tokenizer:
+    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
     if model.config.tokenizer is None:
         raise ConfigError("the model's config.json names no tokenizer")
     tokenizer = load_tokenizer(model.config.tokenizer)
     if tokenizer.vocab_size != model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
+    return tokenizer
+
+
+def where_computed(model: GPT2) -> str:
+    """On what and how `model` computes, in words."""
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
-    where = f"on {model.device} ({dtype}, {model.attention} attention)"
-    origin = f"{called}, {where}"
+    return f"on {model.device} ({dtype}, {model.attention} attention)"
+
+
+def _writer(model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str) -> Writer:
+    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
     if info is None:
         return Writer(model, tokenizer, None, TEXT_FORMAT, origin)
     return Writer(model, tokenizer, prefix, info.text_format, origin, info.placement)

@@ -287,8 +287,11 @@ def test_bad_tables(call, table: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        ((), "one of --table, --input and --serve is needed"),
-        (("--table", TABLE, "--input", "-"), "one of --table, --input and --serve is needed"),
+        ((), "one of --table, --input, --prompt, --prompts and --serve is"),
+        (
+            ("--table", TABLE, "--input", "-"),
+            "one of --table, --input, --prompt, --prompts and --serve is",
+        ),
         (("--table", TABLE, "--run", "x", "--prefix", "y"), "--run and --prefix exclude"),
         (("--table", TABLE, "--frobnicate"), "--frobnicate"),
         (("--table",), "--table"),

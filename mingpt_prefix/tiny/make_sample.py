@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -74,14 +74,14 @@ def values_of(table: Table) -> Table:
     return tuple((slot, value) for slot, value in table if slot not in ("name", "near"))
 
 
-def make() -> dict[str, list[tuple[Table, list[str]]]]:
-    """The splits: tables, each with its references."""
+def make(counts: Mapping[str, int] = TABLES) -> dict[str, list[tuple[Table, list[str]]]]:
+    """The splits: so many tables each, with their references."""
     rng = Random(2021)
-    tables = _tables(rng)
+    tables = _tables(rng, counts)
     return {split: [(table, _references(table, rng)) for table in tables[split]] for split in FILES}
 
 
-def _tables(rng: Random) -> dict[str, list[Table]]:
+def _tables(rng: Random, counts: Mapping[str, int]) -> dict[str, list[Table]]:
     """Tables of all splits; training first, so that the others can keep clear of it."""
     all_names, all_places, sets = names(), places(), slot_sets()
     for pool in (all_names, all_places):
@@ -98,7 +98,7 @@ def _tables(rng: Random) -> dict[str, list[Table]]:
     }
     seen: set[Table] = set()
     made: dict[str, list[Table]] = {}
-    for split, count in TABLES.items():
+    for split, count in counts.items():
         made[split], taken = [], set(seen)
         while len(made[split]) < count:
             own = kept[split]

@@ -1,0 +1,172 @@
+"""A bank of two prefixes: whether the model calls the right one, and what many in a batch cost.
+
+python bench/bank.py --json bench/results/bank.json
+python bench/bank.py --text english.txt.xz          # prose to learn from, and to hold out
+
+Trains a prefix for the sample's restaurants and one for films, then their calls, all in --out, and
+what is there already is used again. Then the model is given tables of both, without a word of which
+prefix is meant, and plain English, in which it should call none; without --text that is prose.txt.
+"""
+
+import argparse
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from bank_report import bank_table
+from bank_tasks import References, films, restaurants, write_films
+from experiment import TRAIN
+from record import begin, finish
+
+from mingpt_prefix.bank import CALLS_FILE, add_prefix
+from mingpt_prefix.bank_writer import BankWriter, open_bank
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.call_training import teach
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.decoding import generate
+from mingpt_prefix.describe import describe, one_line
+from mingpt_prefix.metrics import bleu
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.pretraining import is_held_out
+from mingpt_prefix.sample_config import SampleConfig
+from mingpt_prefix.tables import linearize
+from mingpt_prefix.text import documents
+from mingpt_prefix.weights import load_model
+
+PROSE = Path(__file__).with_name("prose.txt")
+FLAGS = {
+    "restaurants": ("--data", "sample", "--seed", "0"),
+    "films": ("--data", "films", "--seed", "1", "--prefix-length", "60"),
+}
+MOST = 100  # new tokens
+ROWS, STEPS, LENGTHS = 32, 32, range(30, 91, 4)  # of the batches that are timed
+
+
+def make_bank(out: Path, model: str, epochs: str, text: list[Path]) -> Path:
+    """The bank's folder, with its two prefixes and their calls, trained where they are missing."""
+    data, bank = out / "films-data", out / "prefixes"
+    if not data.exists():
+        write_films(data, train=384, dev=48)
+    for name, flags in FLAGS.items():
+        run = out / name
+        if not run.exists():
+            own = [str(data) if flag == "films" else flag for flag in flags]
+            how = ["--mode", "prefix", "--placement", "infix", "--epochs", epochs]
+            command = [sys.executable, str(TRAIN), "--model", model, *how, *own, "--out", str(run)]
+            subprocess.run(command, check=True)
+        add_prefix(bank, name, run)
+    if not (bank / CALLS_FILE).exists():
+        teach(bank, [("restaurants", "sample"), ("films", str(data))], text, model_name=model)
+    return bank
+
+
+def write(writer: BankWriter, prompts: list[list[int]], most: int = MOST) -> list[list[int]]:
+    """What the model writes, greedily, after prompts that call nothing."""
+    nothing, start = [-1] * len(prompts), [0] * len(prompts)
+    how = dict(max_new_tokens=most, eos=writer.tokenizer.eos, prefix_from=start)
+    return generate(writer.model, prompts, writer.prefix, nothing, **how)
+
+
+def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> dict:
+    """How often the model calls `name` after its tables, and the BLEU of what it says then, beside
+    that by the prefix chosen by hand."""
+    number, tokenizer, callee = (
+        list(writer.callees).index(name),
+        writer.tokenizer,
+        writer.callees[name],
+    )
+    new = write(
+        writer, [tokenizer.encode(linearize(table, callee.text_format)) for table, _ in test]
+    )
+    words = [[token for token in ids if token < tokenizer.vocab_size] for ids in new]
+    first, last = writer.prefix.starts[number : number + 2].tolist()
+    own = PrefixKV.from_tensor(writer.prefix.kv[:, :, first:last])
+    tables, how = [table for table, _ in test], Decoding(max_new_tokens=MOST)
+    by_hand = describe(base, tokenizer, tables, own, how, callee.text_format, placement="infix")
+    references = [texts for _, texts in test]
+    return {
+        "task": name,
+        "rows": last - first,
+        "tables": len(test),
+        "right_calls": statistics.fmean(ids[:1] == [callee.token] for ids in new),
+        "bleu_called": bleu([one_line(tokenizer.decode(ids)) for ids in words], references),
+        "bleu_by_hand": bleu([str(text) for text in by_hand], references),
+    }
+
+
+def judge_prose(writer: BankWriter, files: list[Path], count: int) -> dict:
+    """How often something is called after the beginnings of plain paragraphs."""
+    held_out = (text for file in files for text in documents(file) if is_held_out(text))
+    texts = held_out if files else itertools.cycle(documents(PROSE))  # cut elsewhere each time
+    paragraphs = (line for text in texts for line in text.split("\n") if len(line) > 80)
+    encoded = [writer.tokenizer.encode(line) for line in itertools.islice(paragraphs, count)]
+    prompts = [ids[: 8 + number % 25] for number, ids in enumerate(encoded)]
+    new = write(writer, prompts)
+    wrong = [max(ids, default=0) >= writer.tokenizer.vocab_size for ids in new]
+    return {"prompts": len(prompts), "false_calls": statistics.fmean(wrong)}
+
+
+def time_batches(writer: BankWriter, base: GPT2, rounds: int) -> dict:
+    """Seconds of decoding a batch whose rows see one prefix, and one over many, in turns.
+
+    Both have as many rows to read; that they say the same as rows on their own is checked first.
+    """
+    draw, shape = torch.Generator().manual_seed(0), writer.prefix.kv.shape
+    many = PrefixKV.pack([torch.randn(*shape[:2], n, *shape[3:], generator=draw) for n in LENGTHS])
+    middle = statistics.mean(LENGTHS)
+    one = PrefixKV.from_tensor(torch.randn(*shape[:2], middle, *shape[3:], generator=draw))
+    prompts = torch.randint(base.config.eos_token_id, (ROWS, 30), generator=draw).tolist()
+    cases = {
+        "one prefix": (one, [0] * ROWS),
+        "many prefixes": (many, [i % 16 for i in range(ROWS)]),
+    }
+
+    def decode(prefix: PrefixKV, ids: list[int], rows: slice = slice(None)) -> list[list[int]]:
+        chosen, how = prompts[rows], dict(max_new_tokens=STEPS, eos=None, batch_size=ROWS)
+        return generate(base, chosen, prefix, ids[rows], prefix_from=[0] * len(chosen), **how)
+
+    together = decode(*cases["many prefixes"])
+    alone = [decode(*cases["many prefixes"], slice(i, i + 1))[0] for i in range(ROWS)]
+    if together != alone:
+        raise SystemExit("rows over many prefixes do not say what they say alone")
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            decode(*case)
+            seconds[name].append(time.perf_counter() - start)
+    sizes = {"batch_size": ROWS, "new_tokens": STEPS, "prefixes": len(LENGTHS), "rows": middle}
+    return {**sizes, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/bank"))
+    parser.add_argument("--model", default="tiny", help="tiny, or a folder")
+    parser.add_argument("--epochs", default="1", help="of each prefix")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="files of plain text")
+    parser.add_argument("--tables", type=int, default=200, help="of each task")
+    parser.add_argument("--prompts", type=int, default=200, help="of plain English")
+    parser.add_argument("--rounds", type=int, default=15, help="of the batches that are timed")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    folder = make_bank(args.out, args.model, args.epochs, args.text)
+    writer = open_bank(SampleConfig(bank=folder, model=args.model))
+    base = load_model(args.model)
+    tests = {"restaurants": restaurants(args.tables), "films": films(args.tables, seed=3)}
+    record = {
+        **begin("bank.py", base.device),
+        "model": args.model,
+        "calls": [judge_task(writer, base, name, test) for name, test in tests.items()],
+        "prose": judge_prose(writer, args.text, args.prompts),
+        "batches": time_batches(writer, base, args.rounds),
+    }
+    finish(record, bank_table(record), args.json)
+
+
+if __name__ == "__main__":
+    main()
