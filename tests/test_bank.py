@@ -22,7 +22,7 @@ from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import describe
 from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import METADATA, PrefixInfo, load_prefix, read_prefix, save_prefix
+from mingpt_prefix.prefix_file import FORMAT, PrefixInfo, load_prefix, read_prefix, save_prefix
 from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.tokenizer import load_tokenizer
@@ -163,14 +163,14 @@ def spoil_calls(folder: Path, **changed) -> None:
     """The file of calls with other metadata."""
     path = folder / CALLS_FILE
     info = json.loads(bank_metadata(path)) | changed
-    save_file(load_file(path), path, metadata={METADATA: json.dumps(info)})
+    save_file(load_file(path), path, metadata={FORMAT.key: json.dumps(info)})
 
 
 def bank_metadata(path: Path) -> str:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        return file.metadata()[METADATA]
+        return file.metadata()[FORMAT.key]
 
 
 def cut(path: Path) -> None:
@@ -185,10 +185,10 @@ SPOILED = {
     "_calls.safetensors: damaged": lambda f: cut(f / CALLS_FILE),
     "'../../films' is no name": lambda f: spoil_calls(f, names=["../../films", "inns"]),
     "one of them twice": lambda f: spoil_calls(f, names=["films", "films"]),
-    "a row for a name": lambda f: spoil_calls(f, names=["films", "inns", "more"]),
+    "a row for each of the names": lambda f: spoil_calls(f, names=["films", "inns", "more"]),
     "format 2, and this program": lambda f: spoil_calls(f, version=2),
     "names is not of type list": lambda f: spoil_calls(f, names="films"),
-    "not a file of calls": lambda f: save_file({"calls": torch.zeros(2, 32)}, f / CALLS_FILE),
+    "not a calls file": lambda f: save_file({"calls": torch.zeros(2, 32)}, f / CALLS_FILE),
     "train with --placement infix": lambda f: shutil.copy(tiny.PREFIX, f / "front.safetensors"),
     "of different models": lambda f: spoil_calls(f, fingerprint="0" * 64),
 }  # fmt: skip
