@@ -111,7 +111,7 @@ def test_tables(text: str, _: Path) -> None:
     except TableError as error:
         assert str(error).isprintable() and 0 <= error.position <= len(text)
         return
-    assert parse_table(format_table(table)) == table
+    assert table_from_line(format_table(table)) == table
     assert linearize(table).startswith(" ")
 
 
