@@ -140,10 +140,15 @@ def decode_attention(
     live = column <= lengths[:, None]  # (B, S)
     # A masked NaN is still a NaN, and a row not yet written may hold one: take the own row there.
     table = torch.where(live, block_table[:, : len(column)].long(), own)
-    keys, values = cache[:, table]  # each (B, S, H, D)
+    keys, values = (
+        part.index_select(0, table.flatten()).unflatten(0, table.shape) for part in cache
+    )
     rows, seen = _prefix_rows(prefix_starts, prefix_ids)
-    front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)
-    keys = torch.cat([front[0], keys], dim=1).transpose(1, 2)  # (B, H, P + S, D)
-    values = torch.cat([front[1], values], dim=1).transpose(1, 2)
-    mask = torch.cat([seen, live], dim=1)[:, None, None]  # (B, 1, 1, P + S)
-    return scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]
+    mask = live
+    if rows.shape[1]:
+        front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)
+        keys, values = torch.cat([front[0], keys], dim=1), torch.cat([front[1], values], dim=1)
+        mask = torch.cat([seen, live], dim=1)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (B, H, P + S, D)
+    out = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask[:, None, None])
+    return out[:, :, 0]

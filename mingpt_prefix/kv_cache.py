@@ -5,6 +5,9 @@ so the beams of a prompt share its rows, and what they have in common since: whe
 rows leave the batch, tables move, never keys or values. A token that calls a prefix (`calls`)
 attaches it to its sequence from its own query on; a sequence that has a prefix calls no other.
 
+For the reference attention, which gathers what it reads, prefixes are rows of the cache too, and
+the first of a table: to gather both at once is to copy them once. A kernel gets them by pointer.
+
     cache = KVCache(model, prompts, prefix, prefix_ids, limits)
     cache.step(cache.logits.argmax(-1))
 """
@@ -46,26 +49,43 @@ class KVCache:
         layout = layout.to(model.device)
         self.prefix_ids = layout.prefix_ids
         self.lengths = layout.seq_starts.diff().long()  # (B,)
-        starts = layout.seq_starts[:-1, None]
         columns = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
-        self.n_rows = sum(len(ids) for ids in prompts)
+        n_layer, _, n_prefix_rows, n_head, head_dim = prefix.kv.shape
+        n_tokens = sum(len(ids) for ids in prompts)
+        self.holds_prefix = model.attention == "reference" and not model.n_calls
+        self.n_rows = n_tokens + n_prefix_rows * self.holds_prefix
         # Columns past a sequence's own tokens are not read before they are written.
-        self.table = starts + torch.arange(columns, dtype=torch.int32, device=model.device)
-        self.table.clamp_(max=self.n_rows - 1)  # (B, K)
-        n_layer, _, _, n_head, head_dim = prefix.kv.shape
-        size = self.n_rows + sum(limits)
-        self.kv = prefix.kv.new_empty(n_layer, 2, size, n_head, head_dim)
+        column = torch.arange(columns, dtype=torch.int32, device=model.device)
+        self.table = layout.seq_starts[:-1, None] + column  # (B, K)
+        self.kv = prefix.kv.new_empty(n_layer, 2, self.n_rows + sum(limits), n_head, head_dim)
+        if self.holds_prefix:
+            self.kv[:, :, :n_prefix_rows] = prefix.kv
+            self._put_in_front(n_prefix_rows)
+        self.table.clamp_(max=self.n_rows - 1)
         tokens = torch.tensor([i for ids in prompts for i in ids], device=model.device)
         self.logits, self.positions = self._prefill(tokens, layout)
+
+    def _put_in_front(self, n_prefix_rows: int) -> None:
+        """Let each table begin with the rows of the sequence's prefix, the first of the cache."""
+        # Index -1 takes the entry added last: no rows.
+        starts, ids = self.prefix.starts, self.prefix_ids.long()
+        own = torch.cat([starts.diff(), starts.new_zeros(1)])[ids][:, None]
+        first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids][:, None]
+        width = self.table.shape[1] + int(own.max())
+        column = torch.arange(width, dtype=torch.int32, device=own.device)
+        token = self.table[:, :1] + n_prefix_rows + column - own
+        self.table = torch.where(column < own, first + column, token)
+        self.lengths = self.lengths + own[:, 0]
 
     def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The logits (B, V) after each prompt, and the positions (B,) of what comes next."""
         lengths = self.prefix.lengths if self.in_front and len(self.prefix.lengths) else None
         positions = make_positions(layout, lengths)
         attend = self.model.bind_attention(len(tokens), layout, self.prefix)
+        first, end = self.n_rows - len(tokens), self.n_rows
 
         def attend_and_keep(layer: int, qkv: Tensor) -> Tensor:
-            self.kv[layer, :, : len(tokens)] = qkv[:, 1:].transpose(0, 1)  # (2, T, H, D)
+            self.kv[layer, :, first:end] = qkv[:, 1:].transpose(0, 1)  # (2, T, H, D)
             return attend(layer, qkv)
 
         last = layout.seq_starts[1:].long() - 1
@@ -92,11 +112,13 @@ class KVCache:
         self._attach(tokens)
         self.table.scatter_(1, self.lengths[:, None], own[:, None])
 
+        kv, starts, ids = self.prefix.kv, self.prefix.starts, self.prefix_ids
+        if self.holds_prefix:
+            kv, starts, ids = kv[:, :, :0], starts[:1], torch.full_like(ids, -1)
+
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            kv, starts, ids = self.prefix.kv[layer], self.prefix.starts, self.prefix_ids
-            cache = self.kv[layer]
-            rows = (qkv, cache, self.table, self.lengths)
-            return kernels.decode_attention(*rows, kv, starts, ids, self.model.attention)
+            rows = (qkv, self.kv[layer], self.table, self.lengths)
+            return kernels.decode_attention(*rows, kv[layer], starts, ids, self.model.attention)
 
         hidden = self.model.trunk(self.model.embed(tokens, self.positions), attend)
         self.lengths, self.positions = self.lengths + 1, self.positions + 1
