@@ -208,11 +208,11 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
             return f"{match[1]}Not measured yet.\n{match[3]}"
         record = json.loads(path.read_text(encoding="utf-8"))
         kinds = {
+            "decoding": decode_table,  # such a record also names the attention it was taken with
             "attention": attention_table,
             "versions": registers_table,
             "shapes": speed_table,
             "ablation": ablation_table,
-            "decoding": decode_table,
             "calls": bank_table,
             "rows": methods_table,
         }
