@@ -406,7 +406,7 @@ def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
     [
         (["--port", "70000"], "port must lie in 0 to 65535, not 70000"),
         (["--host", "not.a.host.invalid"], "not.a.host.invalid, port 8000: cannot listen"),
-        (["--table", TABLE], "one of --table, --input and --serve is needed"),
+        (["--table", TABLE], "one of --table, --input, --prompt, --prompts and --serve is needed"),
         (["--beams", "0"], "beams must be positive"),
         (["--port", "0", "--beside", "absent"], "absent: no such file"),
     ],

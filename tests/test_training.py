@@ -69,7 +69,9 @@ def losses(trainer: Trainer) -> list[float]:
 
 @MODES
 def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
-    trainer = make(replace(config, epochs=25, lr=0.03 if config.reparam else 0.3))
+    # Muon on all weights learns these few examples by heart at any higher rate.
+    lr = 0.003 if config.mode == "pretrain" else 0.03 if config.reparam else 0.3
+    trainer = make(replace(config, epochs=25, lr=lr))
     seen = list(trainer.steps())
     assert len(seen) == trainer.total_steps == 100
     assert [p.step for p in seen] == list(range(1, 101))
