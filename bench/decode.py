@@ -1,4 +1,4 @@
-"""Writing sentences: tokens a second, ours against PEFT's and transformers' `generate`.
+"""Writing sentences: tokens a second, ours against PEFT's `generate`.
 
 python bench/decode.py                                  # GPT-2 small, random weights
 python bench/decode.py --model gpt2-medium --dtype bf16 --json bench/results/decode.json

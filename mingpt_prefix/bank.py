@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.calls import Callee, CallingGPT2
-from mingpt_prefix.calls_file import check_name, read_calls
+from mingpt_prefix.calls_file import check_name, forget_call, read_calls
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.errors import ConfigError, PrefixError
@@ -134,11 +134,14 @@ def _read_infix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
     if info.placement != "infix":
         what = "it was trained in front of the table, and a call stands behind it"
         raise PrefixError(f"{shown(path)}: {what}: train with --placement infix")
+    if info.is_beside_lora:
+        raise PrefixError(f"{shown(path)}: the prefix was trained with LoRA, and needs it")
     return kv, info
 
 
 def add_prefix(folder: Path, name: str, source: Path) -> None:
-    """Put the prefix file or run `source` into the bank as `name`, in the place of one so named.
+    """Put the prefix file or run `source` into the bank as `name`, in the place of one so named,
+    whose call, if one was learned, goes with it.
 
     Raises:
         PrefixError, CheckpointError: when it is damaged, no infix, or of another base than the
@@ -152,8 +155,13 @@ def add_prefix(folder: Path, name: str, source: Path) -> None:
         is_new = not any(folder.glob(f"*{_SUFFIX}"))
     except OSError as error:
         raise PrefixError(f"{shown(folder)}: {reason(error)}") from None
-    if not is_new and read_bank(folder).infos[0].fingerprint != info.fingerprint:
-        raise PrefixError(f"{shown(source)}: made for the weights of another model than the bank's")
+    if not is_new:
+        bank = read_bank(folder)
+        if bank.infos[0].fingerprint != info.fingerprint:
+            what = "made for the weights of another model than the bank's"
+            raise PrefixError(f"{shown(source)}: {what}")
+        if name in bank.calls and not torch.equal(bank.prefixes[bank.names.index(name)].kv, kv.kv):
+            forget_call(folder / CALLS_FILE, name)  # it was learned for the prefix that goes
     save_prefix(folder / f"{name}{_SUFFIX}", kv.kv, info)
 
 

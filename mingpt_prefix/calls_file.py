@@ -8,10 +8,11 @@ The file holds `calls` (N, C), as `mingpt_prefix.adapter_file` says.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mingpt_prefix.adapter_file import AdapterFormat
@@ -71,6 +72,22 @@ def read_calls(path: Path) -> tuple[dict[str, Tensor], CallsInfo]:
             raise PrefixError(f"{_TENSOR} has shape {shape}, not a row for each of the names")
         rows = FORMAT.read_tensor(file, _TENSOR)
     return dict(zip(info.names, rows, strict=True)), info
+
+
+def forget_call(path: Path, name: str) -> None:
+    """Write the file anew without the call of `name`; without any, there is no file.
+
+    Raises:
+        PrefixError: when it cannot be read or written.
+    """
+    calls, info = read_calls(path)
+    kept = [other for other in info.names if other != name]
+    if kept:
+        rows = torch.stack([calls[other] for other in kept])
+        FORMAT.save(path, {_TENSOR: rows}, replace(info, names=kept))
+    else:
+        with FORMAT.naming(path):
+            path.unlink()
 
 
 def check_name(name: object, where: str = "") -> None:

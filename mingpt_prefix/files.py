@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _OLD = re.compile(r"(.+)\.[0-9a-f]{32}\.old")
+_PART = re.compile(r".+\.[0-9a-f]{32}\.part")
 
 
 def cache_dir() -> Path:
@@ -77,6 +78,8 @@ def remove_parts(folder: Path) -> None:
         else:
             os.replace(old, whole)
     for part in folder.glob("*.part"):
+        if not _PART.fullmatch(part.name):
+            continue  # another program's
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)
         else:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -142,6 +143,29 @@ def test_a_prefix_is_added_and_replaced(folder: Path, base: GPT2, taught: Path) 
     assert torch.equal(calling.rows[2], base.wte.weight[base.config.eos_token_id])
     add_prefix(folder, "more", taught / "films.safetensors")
     assert (folder / "more.safetensors").read_bytes() == (folder / "films.safetensors").read_bytes()
+
+
+def test_a_learned_call_goes_with_its_prefix(folder: Path, taught: Path) -> None:
+    add_prefix(folder, "films", taught / "films.safetensors")  # the same rows again
+    assert set(read_bank(folder).calls) == {"films", "inns"}
+    add_prefix(folder, "films", taught / "inns.safetensors")
+    assert set(read_bank(folder).calls) == {"inns"}
+    add_prefix(folder, "inns", taught / "films.safetensors")
+    assert not read_bank(folder).calls and read_bank(folder).names == ("films", "inns")
+
+
+def test_what_other_programs_leave_in_the_folder_stays(folder: Path, taught: Path) -> None:
+    (folder / "video.mp4.part").write_text("half a download")
+    add_prefix(folder, "more", taught / "inns.safetensors")
+    assert (folder / "video.mp4.part").read_text() == "half a download"
+
+
+def test_a_prefix_that_needs_lora_is_refused(folder: Path, taught: Path, tmp_path: Path) -> None:
+    kv, info = read_prefix(taught / "inns.safetensors")
+    beside = replace(info, training={**info.training, "mode": "prefix+lora"})
+    save_prefix(tmp_path / "beside.safetensors", kv.kv, beside)
+    with pytest.raises(PrefixError, match="beside.safetensors: .* trained with LoRA"):
+        add_prefix(folder, "more", tmp_path / "beside.safetensors")
 
 
 def test_another_base_is_refused(folder: Path, taught: Path, tmp_path: Path) -> None:

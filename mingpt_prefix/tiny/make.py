@@ -58,7 +58,7 @@ def make(english: Sequence[Path], work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     names = ("mixture", "in-runs", "coined", "tail")
     mixed, in_runs, coined, tail = (work / f"{name}.txt" for name in names)
-    stages = ("first", "second", "third", "base", "prefix")
+    stages = ("first", "second", "third", "steerable", "prefix")
     first, second, third, base, prefix = (work / name for name in stages)
     texts = [str(path) for path in english]
     if not tail.exists():
