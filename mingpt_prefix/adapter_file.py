@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mingpt_prefix.config import MODELS
 from mingpt_prefix.errors import AdapterError
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.tables import printable
@@ -142,6 +143,14 @@ class AdapterFormat:
             given = f"{printable(name) or 'a folder'} ({fingerprint[:8]})"
             what = f"the {self.kind} was made for the weights of {made_for}, not of {given}"
             raise self.error(what)
+
+    def known_base(self, info: Any, given: str | None, what: str = "") -> str:
+        """The model to load for a file: `given`, or a known name in `info`, never a path; raises
+        `error`, of the kind or else of `what`, where there is neither."""
+        if given is None and info.base not in MODELS:
+            made = "was made for a model in a folder: name that folder with --model"
+            raise self.error(f"the {what or self.kind} {made}")
+        return info.base if given is None else given
 
     def _check_size(self, path: Path) -> None:
         """Refuses what must not be read whole: another kind of file, or far too much of it."""

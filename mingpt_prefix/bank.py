@@ -22,14 +22,20 @@ from torch import Tensor
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.calls import Callee, CallingGPT2
 from mingpt_prefix.calls_file import check_name, forget_call, read_calls
-from mingpt_prefix.config import MODELS
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.export import prefix_file
 from mingpt_prefix.files import remove_parts
 from mingpt_prefix.folder import reason, shown
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix, save_prefix
+from mingpt_prefix.prefix_file import (
+    FORMAT,
+    PrefixInfo,
+    check_alone,
+    check_prefix,
+    read_prefix,
+    save_prefix,
+)
 from mingpt_prefix.tables import printable
 
 CALLS_FILE = "_calls.safetensors"
@@ -48,11 +54,6 @@ class Bank:
     prefixes: tuple[PrefixKV, ...]
     infos: tuple[PrefixInfo, ...]
     calls: dict[str, Tensor]
-
-    @property
-    def base(self) -> str:
-        """The name of the model that all were made for; "" for one in a folder."""
-        return self.infos[0].base
 
     def packed(self) -> PrefixKV:
         """All prefixes as one, in the order of `names`."""
@@ -73,10 +74,8 @@ class Bank:
             PrefixError: naming the file, unless all were made for exactly this model.
         """
         for name, kv, info in zip(self.names, self.prefixes, self.infos, strict=True):
-            try:
+            with FORMAT.naming(self.folder / f"{name}{_SUFFIX}"):
                 check_prefix(info, kv, model)
-            except PrefixError as error:
-                raise PrefixError(f"{shown(self.folder / name)}{_SUFFIX}: {error}") from None
         width, start = model.config.n_embd, model.wte.weight[model.config.eos_token_id]
         if any(len(row) != width for row in self.calls.values()):
             where = shown(self.folder / CALLS_FILE)
@@ -131,11 +130,11 @@ def _read_infix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
     """A prefix that can be called; one that was trained in front of its table cannot: it knows
     positions that are moved by its rows, and a call moves none."""
     kv, info = read_prefix(path)
-    if info.placement != "infix":
-        what = "it was trained in front of the table, and a call stands behind it"
-        raise PrefixError(f"{shown(path)}: {what}: train with --placement infix")
-    if info.is_beside_lora:
-        raise PrefixError(f"{shown(path)}: the prefix was trained with LoRA, and needs it")
+    with FORMAT.naming(path):
+        if info.placement != "infix":
+            what = "it was trained in front of the table, and a call stands behind it"
+            raise PrefixError(f"{what}: train with --placement infix")
+        check_alone(info)
     return kv, info
 
 
@@ -171,12 +170,8 @@ def known_base(bank: Bank, model: str | None) -> str:
     Raises:
         PrefixError: when it was made for a model in a folder, and that was not named.
     """
-    if model is not None:
-        return model
-    if bank.base not in MODELS:
-        what = "was made for a model in a folder: name that folder with --model"
-        raise PrefixError(f"{shown(bank.folder)}: the bank {what}")
-    return bank.base
+    with FORMAT.naming(bank.folder):
+        return FORMAT.known_base(bank.infos[0], model, "bank")
 
 
 @dataclass(frozen=True)

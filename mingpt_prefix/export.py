@@ -21,7 +21,13 @@ from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError
 from mingpt_prefix.folder import shown
 from mingpt_prefix.peft_format import read_adapter, write_adapter, write_past_key_values
-from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix, save_prefix
+from mingpt_prefix.prefix_file import (
+    PrefixInfo,
+    check_alone,
+    check_prefix,
+    read_prefix,
+    save_prefix,
+)
 from mingpt_prefix.runs import RunFolder, read_run
 from mingpt_prefix.tables import TEXT_FORMAT
 from mingpt_prefix.templates import template_format
@@ -72,10 +78,9 @@ def export_prefix(source: Path, to: str, target: Path) -> None:
     """
     file = prefix_file(source)
     prefix, info = read_prefix(file)
-    if info.is_beside_lora:
-        raise PrefixError(f"{shown(file)}: the prefix was trained with LoRA, and needs it")
     write = write_adapter if to == "peft" else write_past_key_values
     try:
+        check_alone(info)
         write(target, prefix, info)
     except PrefixError as error:
         raise PrefixError(f"{shown(file)}: {error}") from None

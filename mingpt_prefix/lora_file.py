@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mingpt_prefix.adapter_file import AdapterFormat
-from mingpt_prefix.config import MODELS, TARGETS, ModelConfig
+from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import LoraError
 from mingpt_prefix.low_rank import LowRank, fold, weight_sizes
 from mingpt_prefix.model import GPT2
@@ -127,13 +127,10 @@ def load_folded(
     """
     low_rank, info = read_lora(path)
     with FORMAT.naming(path):
-        # Only a known name is taken from the file, never a path.
-        if model is None and info.base not in MODELS:
-            what = "was made for a model in a folder: name that folder with --model"
-            raise LoraError(f"the LoRA {what}")
+        model = FORMAT.known_base(info, model)
     to_dtype = choose_dtype(dtype, choose_device(device))
     wide = "fp64" if to_dtype == torch.float64 else "fp32"
-    loaded = load_model(model or info.base, device, wide, attention)
+    loaded = load_model(model, device, wide, attention)
     with FORMAT.naming(path):
         check_lora(info, low_rank, loaded)
     return fold(loaded, low_rank).to(to_dtype), info

@@ -19,7 +19,7 @@ from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import check_prefix, read_prefix, rows_digest
+from mingpt_prefix.prefix_file import read_fitting, rows_digest
 from mingpt_prefix.tables import printable
 from mingpt_prefix.tokenizer import load_tokenizer
 
@@ -64,13 +64,9 @@ def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] 
 
 def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
     """The rows (L, 2, P, H, D) of the prefix that the run goes on from."""
-    name = printable(config.init_prefix, 200)
-    kv, info = read_prefix(Path(config.init_prefix))
-    try:
-        check_prefix(info, kv, model)
-    except PrefixError as error:
-        raise PrefixError(f"{name}: {error}") from None
+    kv, _ = read_fitting(Path(config.init_prefix), model)
     if rows_digest(kv) != config.init_digest:
+        name = printable(config.init_prefix, 200)
         raise PrefixError(f"{name}: the file is not what the run began with")
     return kv.kv.to(model.device)
 

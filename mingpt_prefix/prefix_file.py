@@ -87,6 +87,18 @@ def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
     return PrefixKV.from_tensor(rows), info
 
 
+def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
+    """`read_prefix` of a prefix that was made for exactly this model.
+
+    Raises:
+        PrefixError: naming the file, as `read_prefix` and `check_prefix`.
+    """
+    kv, info = read_prefix(path)
+    with FORMAT.naming(path):
+        check_prefix(info, kv, model)
+    return kv, info
+
+
 def load_prefix(path: Path) -> PrefixKV:
     """The rows of a prefix file; raises PrefixError as `read_prefix`."""
     return read_prefix(path)[0]
@@ -112,6 +124,12 @@ def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
         raise PrefixError(
             f"the prefix has {info.length} rows; the model has {config.n_positions} positions"
         )
+
+
+def check_alone(info: PrefixInfo) -> None:
+    """Raises PrefixError for a prefix that is nothing without the LoRA it was trained with."""
+    if info.is_beside_lora:
+        raise PrefixError("the prefix was trained with LoRA, and needs it")
 
 
 def _check_shape(shape: tuple[int, ...], length: int) -> None:

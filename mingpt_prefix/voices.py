@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix.batch import encode_prompt
-from mingpt_prefix.errors import ConfigError, PrefixError, TableError
-from mingpt_prefix.prefix_file import check_prefix, read_prefix
+from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.folder import shown
+from mingpt_prefix.prefix_file import read_fitting
 from mingpt_prefix.runs import RUN_FILE, RUNS, RunFolder, newest_finished, read_run
 from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import Table, printable
@@ -115,13 +116,8 @@ def _prefix_beside(path: Path, first: Writer) -> tuple[str, Writer]:
     """The name and the writer of a prefix on the first one's model."""
     is_run = (path / RUN_FILE).exists()
     file = RunFolder(path).prefix_file if is_run else path
-    kv, info = read_prefix(file)
-    shown = printable(str(file), 200)
-    try:
-        check_prefix(info, kv, first.model)
-    except PrefixError as error:
-        raise PrefixError(f"{shown}: {error}") from None
-    origin = f"the prefix {shown} on the same model"
+    kv, info = read_fitting(file, first.model)
+    origin = f"the prefix {shown(file)} on the same model"
     writer = replace(
         first, prefix=kv, text_format=info.text_format, placement=info.placement, origin=origin
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from mingpt_prefix import tiny
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.config import MODELS, Decoding
+from mingpt_prefix.config import Decoding
 from mingpt_prefix.describe import Sentence, describe_scored
 from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
 from mingpt_prefix.lora_file import load_folded
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import PrefixInfo, check_prefix, read_prefix
+from mingpt_prefix.prefix_file import FORMAT, PrefixInfo, check_prefix, read_fitting, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
 from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
@@ -111,18 +111,11 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
     kv, info = read_prefix(file)
-    base = config.model
-    if base is None:
-        # Only a known name is taken from the file, never a path.
-        if info.base not in MODELS:
-            what = "was made for a model in a folder: name that folder with --model"
-            raise PrefixError(f"{_shown(file)}: the prefix {what}")
-        base = info.base
+    with FORMAT.naming(file):
+        base = FORMAT.known_base(info, config.model)
     model = _load(config, base)
-    try:
+    with FORMAT.naming(file):
         check_prefix(info, kv, model)
-    except PrefixError as error:
-        raise PrefixError(f"{_shown(file)}: {error}") from None
     return _writer(model, kv, info, f"{called} on {_shown(base)}")
 
 
@@ -133,11 +126,7 @@ def _with_lora(config: SampleConfig, run: RunFolder, called: str, has_prefix: bo
     if not has_prefix:
         writer = _writer(model, None, None, f"LoRA of {called} on {on}")
         return replace(writer, text_format=lora.text_format)
-    kv, info = read_prefix(run.prefix_file)
-    try:
-        check_prefix(info, kv, model)
-    except PrefixError as error:
-        raise PrefixError(f"{_shown(run.prefix_file)}: {error}") from None
+    kv, info = read_fitting(run.prefix_file, model)
     return _writer(model, kv, info, f"the prefix and LoRA of {called} on {on}")
 
 
@@ -155,11 +144,9 @@ def _of_model(config: SampleConfig) -> Writer:
 
 def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
     try:
-        kv, info = read_prefix(file)
-        check_prefix(info, kv, model)
+        return read_fitting(file, model)
     except PrefixError:
         return None
-    return kv, info
 
 
 def _load(config: SampleConfig, model: str | Path) -> GPT2:
