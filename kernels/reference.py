@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
-def _prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Each sequence's prefix rows (B, P), padded with row 0; where they are real (B, P) bool."""
     # Index -1 takes the entry added last: no rows.
     sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]
@@ -56,7 +56,7 @@ class PaddedPlan:
 
         The mask is True where seen. Both have 1 for B where all sequences are alike.
         """
-        rows, has_row = _prefix_rows(starts, ids)
+        rows, has_row = prefix_rows(starts, ids)
         if rows.shape[1] == 0:
             return
         late = column >= prefix_from[:, None]  # (B, S)
@@ -143,7 +143,7 @@ def decode_attention(
     keys, values = (
         part.index_select(0, table.flatten()).unflatten(0, table.shape) for part in cache
     )
-    rows, seen = _prefix_rows(prefix_starts, prefix_ids)
+    rows, seen = prefix_rows(prefix_starts, prefix_ids)
     mask = live
     if rows.shape[1]:
         front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)

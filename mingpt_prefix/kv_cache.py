@@ -17,9 +17,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mingpt_prefix import kernels
 from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
+from mingpt_prefix.kernels.reference import prefix_rows
 from mingpt_prefix.model import GPT2
 
 
@@ -67,14 +69,12 @@ class KVCache:
 
     def _put_in_front(self, n_prefix_rows: int) -> None:
         """Let each table begin with the rows of the sequence's prefix, the first of the cache."""
-        # Index -1 takes the entry added last: no rows.
-        starts, ids = self.prefix.starts, self.prefix_ids.long()
-        own = torch.cat([starts.diff(), starts.new_zeros(1)])[ids][:, None]
-        first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids][:, None]
-        width = self.table.shape[1] + int(own.max())
-        column = torch.arange(width, dtype=torch.int32, device=own.device)
+        rows, real = prefix_rows(self.prefix.starts, self.prefix_ids)
+        own = real.sum(1, dtype=torch.int32)[:, None]
+        front = F.pad(rows.int(), (0, self.table.shape[1]))
+        column = torch.arange(front.shape[1], dtype=torch.int32, device=own.device)
         token = self.table[:, :1] + n_prefix_rows + column - own
-        self.table = torch.where(column < own, first + column, token)
+        self.table = torch.where(column < own, front, token)
         self.lengths = self.lengths + own[:, 0]
 
     def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
