@@ -192,7 +192,7 @@ def pack(
     """Examples one after the other, behind prefixes of `prefix_length` rows each, or none.
 
     `prefix_ids` None means prefix 0 for all. As an infix it is seen from the last given token on,
-    and moves no positions.
+    and moves no positions, so that with `prefix_ids` its length may be left out.
 
     Raises:
         ValueError: for no examples.
@@ -200,7 +200,9 @@ def pack(
     if not examples:
         raise ValueError("examples: expected at least one")
     lengths = [len(e.ids) for e in examples]
-    ids = None if prefix_length is None else prefix_ids or [0] * len(examples)
+    ids = prefix_ids
+    if ids is None and prefix_length is not None:
+        ids = [0] * len(examples)
     first = [e.context - 1 for e in examples] if placement == "infix" else None
     layout = make_layout(lengths, ids, first)
     in_front = prefix_length is not None and placement == "prefix"

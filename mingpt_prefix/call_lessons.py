@@ -15,7 +15,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from mingpt_prefix.batch import PackedBatch, make_layout, make_positions
+from mingpt_prefix.batch import Encoded, PackedBatch, make_layout, make_positions, pack
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.pretraining import is_held_out
@@ -80,18 +80,9 @@ def table_lesson(
 
 def pack_lessons(lessons: Sequence[Lesson], device: torch.device) -> PackedBatch:
     """Lessons one after the other, with their called prefixes; the sentences are predicted."""
-    ids, first = [le.prefix_id for le in lessons], [le.called_at for le in lessons]
-    layout = make_layout([len(le.ids) for le in lessons], ids, first)
-    tokens = torch.tensor([token for le in lessons for token in le.ids])
-    starts = layout.seq_starts[:-1].tolist()
-    index = torch.cat(
-        [
-            torch.arange(start + le.called_at, start + len(le.ids) - 1)
-            for start, le in zip(starts, lessons, strict=True)
-        ]
-    )
-    positions = make_positions(layout)  # which a called prefix does not move
-    return PackedBatch(tokens, positions, layout, index, tokens[index + 1]).to(device)
+    examples = [Encoded(torch.tensor(le.ids), le.called_at + 1) for le in lessons]
+    ids = [le.prefix_id for le in lessons]
+    return pack(examples, placement="infix", prefix_ids=ids).to(device)
 
 
 @torch.no_grad()

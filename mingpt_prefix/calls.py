@@ -123,10 +123,10 @@ def encode_called_table(tokenizer: Tokenizer, table: Table, callee: Callee) -> l
     return [*tokenizer.encode(linearize(table, callee.text_format)), callee.token]
 
 
-def called_in(prompts: Sequence[Sequence[int]], model: GPT2) -> tuple[list[int], list[int]]:
+def called_in(prompts: Sequence[Sequence[int]], model: CallingGPT2) -> tuple[list[int], list[int]]:
     """What the prompts call: `prefix_ids` (B,), -1 for nothing, and `prefix_from` (B,), the place
     of the call."""
-    first = model.config.vocab_size - model.n_calls
+    first = model.n_words
     ids, places = [-1] * len(prompts), [0] * len(prompts)
     for number, prompt in enumerate(prompts):
         for place, token in enumerate(prompt):
