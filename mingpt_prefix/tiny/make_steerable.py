@@ -24,20 +24,21 @@ from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.console import say
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.optim import learning_rate, make_optimizers
-from mingpt_prefix.prefix import PrefixEncoder, rows_of
+from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
+from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.pretraining import Windows, read_corpus
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.step import SummedLoss
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.weights import load_model, save_model
 
-from .mixture import SIZES, Rows, Style, draw_domain
+from .mixture import Rows, Style, draw_domain, draw_facts
 from .mixture_text import describe
-from .mixture_values import Author, pick
+from .mixture_values import Author
 
 LONGEST = 200  # tokens of an example: all of a step's are padded to the longest
 WINDOW = 256  # tokens of English read at once
+_FIRST = 8  # examples, whose last tokens a prefix begins as
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,7 @@ class TableTask:
 
     def _pair(self) -> tuple[Rows, str]:
         rng, domain = self.rng, self.domain
-        key = None if rng.random() < 0.03 else domain.key.draw(rng)
-        size = min(pick(rng, SIZES) - (key is not None), len(domain.slots))
-        chosen = rng.sample(domain.slots, size)
-        if self.is_orderly:
-            chosen.sort(key=domain.slots.index)
-        facts = [(slot, slot.draw(rng)) for slot in chosen]
+        key, facts = draw_facts(domain, rng, self.is_orderly, nameless=0.03)
         rows = [(slot.name, value) for slot, value in facts]
         if key is not None:
             at = 0 if self.is_orderly else rng.randrange(len(rows) + 1)
@@ -97,13 +93,7 @@ class Life:
 
     def __init__(self, task: TableTask, model: GPT2, config: TrainConfig, age: int = 0) -> None:
         self.task, self.config, self.age = task, config, age
-        ids: list[int] = []
-        while len(ids) < config.prefix_length:
-            ids = [*task.draw().ids.tolist(), *ids]
-        tokens = torch.tensor(ids[-config.prefix_length :])
-        with torch.no_grad():
-            start = rows_of(model, model.embed(tokens, torch.arange(len(tokens)))).float()
-        self.encoder = PrefixEncoder(model.config, len(tokens), reparam=False, start=start)
+        self.encoder = make_encoder(config, model, [task.draw() for _ in range(_FIRST)])
         (self.optimizer,) = make_optimizers(self.encoder, config)
 
     @property
@@ -118,8 +108,7 @@ class Life:
 
 def _step(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -21,7 +21,7 @@ from .mixture_culture import CULTURE
 from .mixture_invented import invent
 from .mixture_nature import NATURE
 from .mixture_slots import Domain
-from .mixture_text import describe, join
+from .mixture_text import Fact, describe, join
 from .mixture_trade import TRADE
 from .mixture_values import Author, person, pick, place, title, word
 
@@ -51,7 +51,7 @@ SEPARATORS = (
     "\n", "\n\n", " => ", "\nText: ", "\nIn words: ", "\nDescription: ", " ## ", "\n---\n",
     "\nOutput: ", "\nSummary:\n", " >>> ",
 )  # fmt: skip
-SIZES = (3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8)
+_SIZES = (3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8)
 
 
 def _camel(name: str) -> str:
@@ -82,14 +82,23 @@ class Style:
         return self.label + self.format([(self.spell(name), value) for name, value in rows])
 
 
-def draw_pair(domain: Domain, rng: Random, author: Author | None = None) -> tuple[Rows, str]:
-    """A table of the domain, its rows in random or the author's order, and a text that says it."""
-    key = None if rng.random() < 0.05 else domain.key.draw(rng)
-    size = min(pick(rng, SIZES) - (key is not None), len(domain.slots))
-    chosen, is_orderly = rng.sample(domain.slots, size), author is not None and author.is_orderly
+def draw_facts(
+    domain: Domain, rng: Random, is_orderly: bool, nameless: float
+) -> tuple[str | None, list[Fact]]:
+    """The key of a table of the domain, None in a share of them, and facts on some other slots, in
+    the domain's order or in any."""
+    key = None if rng.random() < nameless else domain.key.draw(rng)
+    size = min(pick(rng, _SIZES) - (key is not None), len(domain.slots))
+    chosen = rng.sample(domain.slots, size)
     if is_orderly:
         chosen.sort(key=domain.slots.index)
-    facts = [(slot, slot.draw(rng)) for slot in chosen]
+    return key, [(slot, slot.draw(rng)) for slot in chosen]
+
+
+def draw_pair(domain: Domain, rng: Random, author: Author | None = None) -> tuple[Rows, str]:
+    """A table of the domain, its rows in random or the author's order, and a text that says it."""
+    is_orderly = author is not None and author.is_orderly
+    key, facts = draw_facts(domain, rng, is_orderly, nameless=0.05)
     rows = [(slot.name, value) for slot, value in facts]
     if key is not None:
         at = 0 if is_orderly or rng.random() < 0.5 else int(rng.random() * (len(rows) + 1))
