@@ -1,7 +1,9 @@
 """What several tests build on: a small base of random weights, and tables to train on."""
 
 import csv
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,6 +13,12 @@ from mingpt_prefix.weights import save_model
 
 SMALL = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 KINDS = ("pub", "bistro", "coffee shop")
+
+
+@pytest.fixture(scope="session")
+def sample() -> ModuleType:
+    """sample.py as a module."""
+    return importlib.import_module("sample")
 
 
 @pytest.fixture(scope="session")

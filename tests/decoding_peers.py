@@ -43,13 +43,7 @@ def make_peer(model: GPT2, prefix: PrefixKV | None):
     """transformers' model of the same weights, behind PEFT's prefix of the same rows."""
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
 
-    class Base(transformers.GPT2LMHeadModel):
-        def prepare_inputs_for_generation(self, *args, **kwargs):
-            inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-            # PEFT 0.21 loses its prefix where transformers gives the cache its newer name.
-            if "cache" in inputs:
-                inputs["past_key_values"] = inputs.pop("cache")
-            return inputs
+    from bench.peers import Base
 
     config = transformers.GPT2Config(
         n_layer=CONFIG.n_layer,

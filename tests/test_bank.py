@@ -1,6 +1,5 @@
 """A bank: what is written and read back, what is refused, and sample.py and the training by it."""
 
-import importlib.util
 import io
 import json
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -29,7 +27,6 @@ from mingpt_prefix.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.weights import load_model, save_model
 
-ROOT = Path(__file__).parents[1]
 TABLE = "name[The Mill], eatType[pub]"
 DATA = {
     "inns": [(f"name[Inn {n}], eatType[pub]", f"Inn {n} is a pub.") for n in range(40)],
@@ -93,14 +90,6 @@ def folder(taught: Path, tmp_path: Path, monkeypatch) -> Path:
     shutil.copytree(tiny.MODEL, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "prefixes"
-
-
-@pytest.fixture(scope="session")
-def sample() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sample", ROOT / "sample.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Most tests call `main` in this process; a few start the script as a user does.
 """
 
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -36,14 +34,6 @@ ROOT = Path(__file__).parents[1]
 TABLE = "name[The Mill], eatType[pub]"
 CONFIG = ModelConfig(1, 2, 32, 4096, n_positions=96, eos_token_id=4095, tokenizer="tiny")
 INFO = PrefixInfo("", "0" * 64, 3, TEXT_FORMAT, "prefix", {})
-
-
-@pytest.fixture(scope="session")
-def sample() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sample", ROOT / "sample.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save_random_model(folder: Path, seed: int) -> str:
