@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.muon import Muon
 
 
 def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -12,9 +12,6 @@ def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.opt
     for those of a prefix's rows.
 
     Weight decay acts on matrices alone. Rates are set by `set_learning_rate`.
-
-    Raises:
-        ConfigError: for Muon where this torch has none (it came with 2.9).
     """
     named = list(trainable.named_parameters())
     by_muon = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
@@ -34,14 +31,9 @@ def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.opt
     if rest or own:
         optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if by_muon:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(
-                f"optimizer muon needs torch 2.9, and this is {torch.__version__};"
-                " --optimizer adamw works with any"
-            )
-        # Scaled to AdamW's usual step, so that one learning rate serves both.
-        settings = dict(weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(torch.optim.Muon(by_muon, lr=config.lr, **settings))
+        dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        settings = dict(weight_decay=config.weight_decay, dtype=dtype)
+        optimizers.append(Muon(by_muon, lr=config.lr, **settings))
     return optimizers
 
 
