@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt_prefix.batch import Layout, PackedBatch
+from mingpt_prefix.loss import NOT_COUNTED
 
-NOT_COUNTED = -100  # a target that torch's cross-entropy leaves out
 _PER_OCTAVE = 4  # sizes from one power of two to the next: 12 % of padding on average
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from mingpt_prefix.adapters import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
+from mingpt_prefix.buckets import round_up
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.loss import summed_cross_entropy
 from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.sharding import shard
@@ -65,8 +66,7 @@ class SummedLoss(nn.Module):
             given = (batch.tokens, batch.positions, batch.layout, prefix, low_rank)
             hidden = model(*given)  # (T, C)
             logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, batch.target_tokens, reduction="sum")
+        return summed_cross_entropy(logits, batch.target_tokens)
 
 
 class TrainStep:
@@ -137,7 +137,11 @@ class TrainStep:
         return parts + [(examples[:1], 0.0)] * (-(-largest // size) - len(parts))
 
     def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
-        return pack(examples, self.rows, self.config.placement).to(self.model.device)
+        batch = pack(examples, self.rows, self.config.placement).to(self.model.device)
+        if self.config.dtype == "bf16" and self.model.device.type == "cpu":
+            # oneDNN plans its products anew for each number of rows it has not met.
+            batch = batch.with_tail(round_up(len(batch.tokens)))
+        return batch
 
     def _exchange_if(self, is_last: bool) -> AbstractContextManager:
         """Ranks exchange gradients once a step, after the last micro-batch."""

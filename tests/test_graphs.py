@@ -24,12 +24,13 @@ from test_training import (
 
 from mingpt_prefix import training
 from mingpt_prefix.batch import PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import NOT_COUNTED, Bucket, round_up
+from mingpt_prefix.buckets import Bucket, round_up
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.graphs import LAG, GraphedStep, ahead, why_not_graphs
+from mingpt_prefix.loss import NOT_COUNTED
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import SummedLoss
 from mingpt_prefix.training import Trainer

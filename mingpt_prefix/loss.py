@@ -1,0 +1,45 @@
+"""Cross-entropy of logits that nobody needs afterwards.
+
+    loss = summed_cross_entropy(model.head(hidden), targets)
+
+GPT-2's logits of a batch's targets are some 50 MB. On a CPU torch's cross-entropy and its gradient
+write four more arrays of that size, which cost more than the arithmetic: here the gradient takes
+the logits' own place, as in Liger-Kernel (Hsu et al. 2024). On a GPU torch's is used.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NOT_COUNTED = -100  # a target that is left out
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """In nats, summed over the targets (M,) but those NOT_COUNTED; logits (M, V) are overwritten.
+
+    Takes one backward alone. Sums are in float32 at least.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.device.type != "cpu" or not (logits.requires_grad and torch.is_grad_enabled()):
+        return F.cross_entropy(logits, targets, reduction="sum")
+    return _InPlace.apply(logits, targets)
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        counts = targets != NOT_COUNTED
+        index = targets.where(counts, 0)[:, None]  # (M, 1)
+        said = logits.gather(1, index)
+        top, where_top = logits.max(1, keepdim=True)
+        probabilities = torch.softmax(logits, 1, out=logits)
+        # By the likeliest token, whose probability is never 0.
+        log_sum = top - probabilities.gather(1, where_top).log()
+        ctx.gradient = probabilities.scatter_add_(1, index, said.new_full(index.shape, -1.0))
+        if not counts.all():
+            ctx.gradient.mul_(counts[:, None])
+        return (log_sum - said)[counts].sum()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient.mul_(gradient), None
