@@ -7,10 +7,11 @@ positions, which tokens predict a target, and the exact order of a run's batches
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mingpt_prefix.tables import TEXT_FORMAT, Example, Table, linearize, target_text
 from mingpt_prefix.tokenizer import Tokenizer
@@ -96,6 +97,17 @@ class PackedBatch:
     @property
     def n_targets(self) -> int:
         return len(self.target_tokens)
+
+    def with_tail(self, n_tokens: int) -> "PackedBatch":
+        """The same in `n_tokens` tokens, the new ones after the last sequence, where none counts.
+
+        Raises:
+            ValueError: for fewer tokens than there are.
+        """
+        if (more := n_tokens - len(self.tokens)) < 0:
+            raise ValueError(f"n_tokens: {n_tokens} for {len(self.tokens)} tokens")
+        tokens, positions = (F.pad(each, (0, more)) for each in (self.tokens, self.positions))
+        return replace(self, tokens=tokens, positions=positions)
 
     def to(self, device) -> "PackedBatch":
         tokens, positions, index, targets = (

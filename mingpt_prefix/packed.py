@@ -1,11 +1,12 @@
-"""A frozen model's weights in the order oneDNN likes best, for float32 on the CPU.
+"""A frozen model's weights in the order oneDNN likes best, on the CPU.
 
     pack(model)                     # for writing
     pack(model, backward=True)      # for training a prefix too
 
 Matrix products with a weight that was reordered once are up to three times as fast for the few rows
-of decoding, and some 10 % for a training batch. It costs a copy of the weights, and another for
-backward. torch's operators for it are private: where they are missing nothing is packed, and the
+of decoding, and in float32 some 10 % for a training batch. It costs a copy of the weights, and
+another for backward. In bfloat16 some products of a training batch are slower so, and only writing
+takes them. torch's operators for it are private: where they are missing nothing is packed, and the
 plain product is used. A weight that was changed since is noticed, and its copy not used, unless it
 was written through `.data`, of which torch keeps no account.
 """
@@ -40,7 +41,7 @@ class PackedWeight:
             and weight.data_ptr() == self.address
             and x.device.type == "cpu"
             and not weight.requires_grad
-            and x.dtype == torch.float32
+            and x.dtype == weight.dtype
             and not torch.is_autocast_enabled("cpu")
             and (self.backward is not None or not (x.requires_grad and torch.is_grad_enabled()))
         )
@@ -67,14 +68,18 @@ class _Product(torch.autograd.Function):
 
 
 def pack(model: GPT2, backward: bool = False) -> None:
-    """Pack the weights of a frozen float32 model on the CPU; any other is left as it is."""
+    """Pack the weights of a frozen model on the CPU, held in float32 or, for writing, in bfloat16.
+
+    Any other is left as it is.
+    """
     weight = model.wte.weight
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if model.config.n_embd < LEAST_WIDTH:
         return
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or size > MOST_BYTES:
+    dtypes = (torch.float32,) if backward else (torch.float32, torch.bfloat16)
+    if weight.device.type != "cpu" or weight.dtype not in dtypes or size > MOST_BYTES:
         return
-    if any(p.requires_grad for p in model.parameters()) or not available():
+    if any(p.requires_grad for p in model.parameters()) or not available(weight.dtype):
         return
     held = model.packed_head
     if held is not None and held.fits(weight, weight.new_empty(0, requires_grad=backward)):
@@ -85,11 +90,11 @@ def pack(model: GPT2, backward: bool = False) -> None:
             module.packed = PackedWeight(module.weight, backward)
 
 
-def available() -> bool:
-    """Whether this torch has the operators, and they give what they should."""
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has the operators for `dtype`, and they give what they should."""
     try:
-        x, weight = torch.ones(2, 3), torch.arange(12.0).view(4, 3)
-        product = _multiply(x, _reorder(weight), torch.ones(4))
+        x, weight = torch.ones(2, 3, dtype=dtype), torch.arange(12, dtype=dtype).view(4, 3)
+        product = _multiply(x, _reorder(weight), x.new_ones(4))
     except (AttributeError, RuntimeError, TypeError):
         return False
     return torch.equal(product, x @ weight.t() + 1)

@@ -85,8 +85,22 @@ def test_a_weight_that_has_changed_is_not_taken_from_the_copy() -> None:
             torch.testing.assert_close(model.logits(ids)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_only_frozen_float32_models_are_packed() -> None:
-    for model in (make().requires_grad_(True), make().double(), make().bfloat16()):
+@pytest.mark.skipif(not packed.available(torch.bfloat16), reason="not for bfloat16")
+def test_writing_in_bfloat16_is_packed_and_training_is_not() -> None:
+    model = make().bfloat16()
+    packed.pack(model, backward=True)
+    assert model.packed_head is None
+    ids = [torch.arange(12), torch.arange(3)]
+    with torch.no_grad():
+        expected = model.logits(ids)
+        packed.pack(model)
+        assert model.packed_head is not None
+        for found, wanted in zip(model.logits(ids), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+
+
+def test_only_frozen_models_of_these_dtypes_are_packed() -> None:
+    for model in (make().requires_grad_(True), make().double(), make().half()):
         packed.pack(model)
         assert model.packed_head is None
     model = make()
