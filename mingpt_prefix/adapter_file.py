@@ -6,7 +6,8 @@
         ...
 
 A file is safetensors: fp32 tensors, and all metadata as one JSON string under one key, for several
-keys are written in random order, and equal adapters give equal bytes.
+keys are written in random order, and equal adapters give equal bytes. Among the metadata is, since
+version 2 of each format, a SHA-256 over tensors and metadata.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import dataclasses
 import json
 import string
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mingpt_prefix.config import MODELS
+from mingpt_prefix.digest import digest_of
 from mingpt_prefix.errors import AdapterError
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.tables import printable
 
 # gpt2-xl with the longest prefix has 0.6 GiB; the metadata are a few hundred bytes.
 FILE_LIMIT, _HEADER_LIMIT = 1 << 30, 1 << 20
+_DIGEST, _FIRST_WITH_DIGEST = "sha256", 2
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,17 @@ class AdapterFormat:
     def save(self, path: Path, tensors: dict[str, Tensor], info: Any) -> None:
         """Write fp32 tensors and `info`, whole or not at all; raises `error`, naming the file."""
         with self.naming(path):
-            self.check(dataclasses.asdict(info))
             held = {n: t.detach().to("cpu", torch.float32) for n, t in tensors.items()}
             held = {name: tensor.contiguous() for name, tensor in held.items()}
             for name, tensor in held.items():
                 self.check_values(name, tensor)
-            write_atomically(path, save(held, metadata=self.metadata(info)))
+            write_atomically(path, save(held, metadata=self.metadata(info, held)))
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[tuple[safe_open, Any]]:
         """The file and its info; what goes wrong meanwhile becomes `error`, naming the file."""
         with self.reading(path), safe_open(path, "pt") as file:
-            yield file, self.parse(file.metadata())
+            yield file, self.parse(file)
 
     @contextlib.contextmanager
     def reading(self, path: Path) -> Iterator[None]:
@@ -82,13 +84,17 @@ class AdapterFormat:
             why = getattr(error, "strerror", None) or str(error)
             raise self.error(f"{name}: {printable(why, 200)}") from None
 
-    def metadata(self, info: Any) -> dict[str, str]:
-        """`info` as the metadata of a safetensors file, which `parse` reads back."""
-        fields = dataclasses.asdict(info)
+    def metadata(self, info: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """`info` as the metadata of a safetensors file of `tensors`, which `parse` reads back;
+        raises `error` where it cannot be."""
+        fields = {**dataclasses.asdict(info), "version": self.version}
+        self.check(fields)
+        fields[_DIGEST] = digest_of(tensors, fields)
         return {self.key: json.dumps(fields, sort_keys=True, allow_nan=False)}
 
-    def parse(self, metadata: dict[str, str] | None) -> Any:
-        """What the metadata of a safetensors file say; raises `error`."""
+    def parse(self, file: safe_open) -> Any:
+        """What the metadata of a safetensors file say, verified; raises `error`."""
+        metadata = file.metadata()
         text = (metadata or {}).get(self.key)
         if text is None or len(metadata) != 1:
             raise self.error(f"not a {self.kind} file: its metadata must hold {self.key} alone")
@@ -96,7 +102,11 @@ class AdapterFormat:
             fields = json.loads(text)
         except (ValueError, RecursionError):
             raise self.error("damaged: the metadata are not valid JSON") from None
+        digest = fields.pop(_DIGEST, None) if isinstance(fields, dict) else None
         self.check(fields)
+        if digest is not None or fields["version"] >= _FIRST_WITH_DIGEST:
+            if digest != digest_of({name: file.get_tensor(name) for name in file.keys()}, fields):  # noqa: SIM118
+                raise self.error("damaged: its SHA-256 differs")
         return self.info(**fields)
 
     def check(self, fields: object) -> None:

@@ -20,7 +20,7 @@ from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
-VERSION = 1
+VERSION = 2
 _TENSOR = "calls"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 

@@ -8,7 +8,6 @@ and a SHA-256 over both. The last two are kept, so that a file damaged by the di
 interval at most.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mingpt_prefix.digest import digest_of
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.files import replace_atomically
 from mingpt_prefix.tables import printable
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     state = {**state, "step": step}
-    content = {**state, _DIGEST: _digest(held, state)}
+    content = {**state, _DIGEST: digest_of(held, state)}
     metadata = {_KEY: json.dumps(content, sort_keys=True)}
     path = folder / f"step-{step:08d}.safetensors"
     try:
@@ -81,19 +81,11 @@ def _load(path: Path) -> Checkpoint:
         # Copies: what is read is a window on the file, which is deleted while training goes on.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     step, digest = state["step"], state.pop(_DIGEST, None)
-    if digest != _digest(tensors, state) and not (digest is None and state.keys() == _FIRST):
+    if digest != digest_of(tensors, state) and not (digest is None and state.keys() == _FIRST):
         raise ValueError("its SHA-256 differs")
     if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
         raise ValueError("its name does not fit its step")
     return Checkpoint(step, tensors, state)
-
-
-def _digest(tensors: dict[str, torch.Tensor], state: dict) -> str:
-    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _saved(folder: Path) -> list[Path]:

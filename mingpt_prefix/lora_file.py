@@ -21,7 +21,7 @@ from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 from mingpt_prefix.weights import choose_device, choose_dtype, load_model
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

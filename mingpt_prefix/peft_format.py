@@ -73,7 +73,8 @@ def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if others - {CONFIG_FILE, WEIGHTS_FILE}:
             raise PrefixError(f"{shown(folder)}: not empty; name a new folder")
-        write_atomically(folder / WEIGHTS_FILE, save({_TENSOR: flat}, FORMAT.metadata(info)))
+        tensors = {_TENSOR: flat}
+        write_atomically(folder / WEIGHTS_FILE, save(tensors, FORMAT.metadata(info, tensors)))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_atomically(folder / CONFIG_FILE, text.encode())
     except OSError as error:
@@ -84,7 +85,8 @@ def write_past_key_values(path: Path, prefix: PrefixKV, info: PrefixInfo) -> Non
     """Write `past_key_values` as a safetensors file; raises PrefixError as `write_adapter`."""
     check_in_front(info)
     try:
-        write_atomically(path, save(past_key_values(prefix.kv), FORMAT.metadata(info)))
+        tensors = past_key_values(prefix.kv)
+        write_atomically(path, save(tensors, FORMAT.metadata(info, tensors)))
     except OSError as error:
         raise PrefixError(f"{shown(path)}: {reason(error)}") from None
 
@@ -134,8 +136,7 @@ def read_adapter(folder: Path) -> Adapter:
             raise PrefixError(f"{_TENSOR} has dtype {header.get_dtype()}")
         flat = file.get_tensor(_TENSOR).float().clone()
         FORMAT.check_values(_TENSOR, flat)
-        metadata = file.metadata() or {}
-        info = FORMAT.parse(metadata) if FORMAT.key in metadata else None
+        info = FORMAT.parse(file) if FORMAT.key in (file.metadata() or {}) else None
     rows = flat.view(length, n_layer, 2, n_head, width // n_head)  # (P, L, 2, H, D)
     kv = rows.permute(1, 2, 0, 3, 4).contiguous()  # (L, 2, P, H, D)
     return Adapter(PrefixKV.from_tensor(kv), _known_base(config), info)

@@ -22,7 +22,7 @@ from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
-VERSION = 1
+VERSION = 2
 _TENSOR = "prefix_kv"
 
 

@@ -173,9 +173,10 @@ def test_another_base_is_refused(folder: Path, taught: Path, tmp_path: Path) -> 
 
 
 def spoil_calls(folder: Path, **changed) -> None:
-    """The file of calls with other metadata."""
+    """The file of calls with other metadata, by default of version 1, which has no SHA-256."""
     path = folder / CALLS_FILE
-    info = json.loads(bank_metadata(path)) | changed
+    info = json.loads(bank_metadata(path)) | {"version": 1} | changed
+    del info["sha256"]
     save_file(load_file(path), path, metadata={FORMAT.key: json.dumps(info)})
 
 
@@ -199,7 +200,8 @@ SPOILED = {
     "'../../films' is no name": lambda f: spoil_calls(f, names=["../../films", "inns"]),
     "one of them twice": lambda f: spoil_calls(f, names=["films", "films"]),
     "a row for each of the names": lambda f: spoil_calls(f, names=["films", "inns", "more"]),
-    "format 2, and this program": lambda f: spoil_calls(f, version=2),
+    "format 3, and this program": lambda f: spoil_calls(f, version=3),
+    "its SHA-256 differs": lambda f: spoil_calls(f, version=2),
     "names is not of type list": lambda f: spoil_calls(f, names="films"),
     "not a calls file": lambda f: save_file({"calls": torch.zeros(2, 32)}, f / CALLS_FILE),
     "train with --placement infix": lambda f: shutil.copy(tiny.PREFIX, f / "front.safetensors"),

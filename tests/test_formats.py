@@ -3,9 +3,11 @@
 A run stopped after step 3 of 6 (its checkpoint, log and settings), the prefix that it came to, and
 the base and tables that both runs began with. run-1: checkpoints without a SHA-256, run.json with
 the digest of the training data alone. run-2: with a SHA-256 and what it was computed on, and
-digests of the dev data and the base model too.
+digests of the dev data and the base model too. prefix-N, lora-N and calls-N: a file of each version
+of these formats, all with the same content.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,12 +17,30 @@ import torch
 
 import sample
 import train
+from mingpt_prefix import calls_file, lora_file, prefix_file
+from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
-from mingpt_prefix.prefix_file import VERSION, load_prefix, read_prefix
+from mingpt_prefix.errors import AdapterError
+from mingpt_prefix.prefix_file import load_prefix, read_prefix
 from mingpt_prefix.weights import load_model
 
 KEPT = Path(__file__).parent / "data"
+EACH_KIND = pytest.mark.parametrize(
+    ("name", "module", "read"),
+    [
+        ("prefix", prefix_file, read_prefix),
+        ("lora", lora_file, lora_file.read_lora),
+        ("calls", calls_file, calls_file.read_calls),
+    ],
+    ids=("prefix", "lora", "calls"),
+)
 RUNS = pytest.mark.parametrize("name", sorted(path.name for path in KEPT.glob("run-*")))
+
+
+def tensors_of(content) -> list[torch.Tensor]:
+    if isinstance(content, dict):
+        return [content[name] for name in sorted(content)]
+    return [content.kv] if isinstance(content, PrefixKV) else content.tensors()
 
 
 @RUNS
@@ -49,9 +69,27 @@ def test_a_kept_prefix_fits_its_base(name: str) -> None:
     assert info.fingerprint == load_model(KEPT / "base").fingerprint
 
 
-def test_every_format_version_is_kept() -> None:
-    kept = {read_prefix(path)[1].version for path in KEPT.glob("run-*/prefix.safetensors")}
-    assert kept == set(range(1, VERSION + 1))
+@EACH_KIND
+def test_every_version_is_read_as_the_newest(name: str, module, read) -> None:
+    kept = {f"{name}-{n}.safetensors" for n in range(1, module.VERSION + 1)}
+    assert {path.name for path in KEPT.glob(f"{name}-*")} == kept
+    found = [read(KEPT / file) for file in sorted(kept)]
+    assert [info.version for _, info in found] == list(range(1, module.VERSION + 1))
+    newest, told = found[-1]
+    for content, info in found:
+        assert dataclasses.replace(info, version=told.version) == told
+        for one, other in zip(tensors_of(content), tensors_of(newest), strict=True):
+            assert torch.equal(one, other)
+
+
+@EACH_KIND
+def test_a_changed_bit_anywhere_is_noticed(name: str, module, read, tmp_path: Path) -> None:
+    whole = (KEPT / f"{name}-{module.VERSION}.safetensors").read_bytes()
+    path = tmp_path / "changed.safetensors"
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(AdapterError):
+            read(path)
 
 
 def test_what_is_saved_now_is_as_the_newest_that_is_kept(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_prefix_files_that_were_damaged(mutations, folder: Path) -> None:
     except PrefixError as error:
         assert str(error).isprintable()
         return
-    assert prefix.kv.isfinite().all() and prefix.kv.shape == (2, 2, 3, 2, 4)
+    assert torch.equal(prefix.kv, load_prefix(folder / "whole.safetensors").kv)
 
 
 # Headers that say what is not so: shapes, offsets and types of all sizes.

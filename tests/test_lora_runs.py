@@ -25,7 +25,7 @@ from mingpt_prefix.writer import open_writer
 
 SHAPE = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 INFO = LoraInfo("tiny", "0a" * 32, 2, 4.0, ["attn.c_attn", "mlp.c_fc"], "text", {"lr": 0.1})
-FIELDS = dataclasses.asdict(INFO)
+FIELDS = dataclasses.asdict(INFO) | {"version": 1}  # which has no SHA-256
 QUICK = ["--device", "cpu", "--batch-size", "8", "--max-steps", "8", "--evals", "2"]
 TABLE = ["--table", "name[Inn 3], eatType[pub]"]
 
@@ -207,7 +207,7 @@ def test_a_damaged_run(damage, made: Path, small_model, tmp_path, capsys, monkey
     elif damage == "prefix":
         file.write_bytes((made / "prefix" / "prefix.safetensors").read_bytes())
     line = refusal(capsys, sample, "--run", "run", "--model", small_model, *TABLE)
-    expected = {"cut": "damaged", "gone": "no such file", "nan": "NaN", "prefix": "not a LoRA file"}
+    expected = {"cut": "damaged", "gone": "no such file", "nan": "SHA-256 differs", "prefix": "not a LoRA file"}
     assert f"run/lora.safetensors: {expected[damage]}" in line or expected[damage] in line
 
 
@@ -236,7 +236,7 @@ def test_round_trip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        (FIELDS | {"version": 2}, "format 2, and this program knows up to 1"),
+        (FIELDS | {"version": 3}, "format 3, and this program knows up to 2"),
         (FIELDS | {"rank": 0}, "rank must be positive"),
         (FIELDS | {"rank": True}, "rank is not of type int"),
         (FIELDS | {"alpha": 4}, "alpha is not of type float"),
@@ -287,23 +287,16 @@ def test_wrong_tensors(path: Path, small_model: Path) -> None:
 
 
 def test_truncated_and_edited(path: Path) -> None:
-    """Every damage gives one line, or clean matrices of other numbers."""
-    changes = some_changes()
-    save_lora(path, changes, INFO)
+    """Every damage gives one line."""
+    save_lora(path, some_changes(), INFO)
     whole = path.read_bytes()
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     damaged = [whole[:length] for length in range(0, len(whole), 397)]
     damaged += [
         whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(header + 40)
     ]
-    refused = 0
     for data in damaged:
         path.write_bytes(data)
-        try:
-            found, info = read_lora(path)
-        except AdapterError as error:
-            assert str(error).isprintable()
-            refused += 1
-        else:
-            assert info != INFO or found.digest() != changes.digest()
-    assert refused > 100
+        with pytest.raises(AdapterError) as caught:
+            read_lora(path)
+        assert str(caught.value).isprintable()

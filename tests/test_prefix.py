@@ -28,7 +28,7 @@ CONFIG = ModelConfig(2, 3, 24, vocab_size=61, n_positions=40, eos_token_id=60, t
 P = 4
 SHAPE = (2, 2, P, 3, 8)
 INFO = PrefixInfo("gpt2", "0a" * 32, P, "bar-v1", "prefix", {"lr": 8e-5, "data": ["e2e"]})
-FIELDS = dataclasses.asdict(INFO)
+FIELDS = dataclasses.asdict(INFO) | {"version": 1}  # which has no SHA-256
 
 
 def some_rows(seed: int = 0) -> torch.Tensor:
@@ -174,7 +174,10 @@ def write(path: Path, fields: object = FIELDS, rows: torch.Tensor | None = None,
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        (FIELDS | {"version": 2, "rank": 8}, "format 2, and this program knows up to 1"),
+        (FIELDS | {"version": 3, "rank": 8}, "format 3, and this program knows up to 2"),
+        (FIELDS | {"version": 2}, "SHA-256 differs"),
+        (FIELDS | {"sha256": "0a" * 32}, "SHA-256 differs"),
+        (FIELDS | {"sha256": []}, "SHA-256 differs"),
         (FIELDS | {"version": 0}, "format version"),
         (FIELDS | {"version": True}, "format version"),
         (FIELDS | {"version": "1"}, "format version"),
@@ -238,7 +241,7 @@ def test_other_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_truncated_and_edited(path: Path) -> None:
-    """Every damage gives one line, or a clean prefix of other numbers."""
+    """Every damage gives one line."""
     save_prefix(path, some_rows(), INFO)
     whole = path.read_bytes()
     header = 8 + struct.unpack("<Q", whole[:8])[0]
@@ -247,20 +250,11 @@ def test_truncated_and_edited(path: Path) -> None:
         path.write_bytes(whole[:length])
         error_of(path)
     generator = torch.Generator().manual_seed(0)
-    n_refused = 0
     places = [*range(header), *torch.randint(header, len(whole), (100,), generator=generator)]
     for at in map(int, places):
         bit = 1 << int(torch.randint(8, (), generator=generator))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
-        try:
-            out, info = read_prefix(path)
-        except PrefixError as error:
-            assert str(error).isprintable()
-            n_refused += 1
-        else:
-            assert tuple(out.kv.shape) == SHAPE and info.length == P and out.kv.isfinite().all()
-            assert info != INFO or not torch.equal(out.kv, some_rows())
-    assert n_refused > 100
+        error_of(path)
 
 
 # The model it belongs to

@@ -1,0 +1,17 @@
+"""A SHA-256 over tensors and what is said of them, so that a changed bit is noticed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def digest_of(tensors: Mapping[str, Tensor], fields: Mapping) -> str:
+    """Of CPU tensors by name and of `fields`, a JSON object; their order does not matter."""
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
