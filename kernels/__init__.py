@@ -1,8 +1,8 @@
 """Attention over packed sequences with prefix rows; imported as ``mingpt_prefix.kernels``.
 
-`prefix_attention` and `decode_attention` are one call for one layer. A model that calls the first
-for many layers of the same batch does what depends on the batch's shape alone once, by `bind`, and
-calls the result for each layer.
+`prefix_attention` and `decode_attention` are one call for one layer. A model that calls them for
+many layers of the same batch does what depends on the batch's shape alone once, by `bind` and
+`bind_decode`, and calls the result for each layer.
 
 Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported where
 it is chosen, and not before: it exists for Linux alone.
@@ -17,15 +17,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mingpt_prefix.kernels import reference
-from mingpt_prefix.kernels.checks import check_decode, check_kv, check_layout
-from mingpt_prefix.kernels.reference import PaddedPlan
+from mingpt_prefix.kernels.checks import (
+    check_decode_kv,
+    check_decode_layout,
+    check_kv,
+    check_layout,
+)
+from mingpt_prefix.kernels.reference import GatherPlan, PaddedPlan
 
 BACKENDS = ("triton", "reference")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # a block of larger heads does not fit in shared memory
 
 Attention = Callable[[Tensor, Tensor], Tensor]
+DecodeAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None:
@@ -122,6 +127,33 @@ def prefix_attention(
     return bind(_resolve(backend, qkv), len(qkv), *layout, max_seq_len)(qkv, prefix_kv)
 
 
+def bind_decode(
+    backend: str, block_table: Tensor, lengths: Tensor, prefix_starts: Tensor, prefix_ids: Tensor
+) -> DecodeAttention:
+    """One token's attention: a function of a layer's qkv (B, 3, H, D), cache and prefix_kv.
+
+    The arguments are those of `decode_attention`. Raises ValueError as it does, some of it when the
+    function is called.
+    """
+    layout = (block_table, lengths, prefix_starts, prefix_ids)
+    check_decode_layout(*layout)
+    if backend == "reference":
+        plan = GatherPlan(*layout)
+    elif backend != "triton":
+        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
+
+    def attend(qkv: Tensor, cache: Tensor, prefix_kv: Tensor) -> Tensor:
+        check_decode_kv(qkv, cache, prefix_kv, block_table, prefix_starts)
+        if backend == "reference":
+            return plan(qkv, cache, prefix_kv)
+        _require_triton(qkv)
+        from mingpt_prefix.kernels.decode_attention import decode_attention as compute
+
+        return compute(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
+
+    return attend
+
+
 def decode_attention(
     qkv: Tensor,
     cache: Tensor,
@@ -137,14 +169,8 @@ def decode_attention(
     Arguments and result as `reference.decode_attention`; `backend` as in `prefix_attention`. Not
     differentiable. Raises ValueError as `prefix_attention` does.
     """
-    arguments = (qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
-    check_decode(*arguments)
-    if _resolve(backend, qkv) == "reference":
-        return reference.decode_attention(*arguments)
-    _require_triton(qkv)
-    from mingpt_prefix.kernels.decode_attention import decode_attention as compute
-
-    return compute(*arguments)
+    layout = (block_table, lengths, prefix_starts, prefix_ids)
+    return bind_decode(_resolve(backend, qkv), *layout)(qkv, cache, prefix_kv)
 
 
 class _Package(ModuleType):
@@ -160,7 +186,9 @@ sys.modules[__name__].__class__ = _Package
 __all__ = [
     "BACKENDS",
     "Attention",
+    "DecodeAttention",
     "bind",
+    "bind_decode",
     "choose_backend",
     "decode_attention",
     "prefix_attention",

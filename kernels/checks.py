@@ -103,27 +103,32 @@ def check_kv(
     _check_prefix_kv(qkv, prefix_kv, prefix_starts)
 
 
-def check_decode(
-    qkv: Tensor,
-    cache: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    prefix_kv: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
+def check_decode_layout(
+    block_table: Tensor, lengths: Tensor, prefix_starts: Tensor, prefix_ids: Tensor
 ) -> None:
-    """Arguments as `decode_attention`."""
-    _check_rows("qkv", qkv, ("B", 3, "H", "D"))
-    n_seqs, device = len(qkv), qkv.device
-    _check_rows("cache", cache, (2, "S", *qkv.shape[2:]))
-    if cache.dtype != qkv.dtype or cache.device != device:
-        _fail("cache", f"is {cache.dtype} on {cache.device}, qkv {qkv.dtype} on {device}")
+    """What does not differ between layers; arguments as `decode_attention`."""
     if block_table.ndim != 2:
         _fail("block_table", f"expected shape (B, K), got {tuple(block_table.shape)}")
-    _check_ints("block_table", block_table, (n_seqs, block_table.shape[1]), device)
+    n_seqs, device = len(block_table), block_table.device
+    _check_ints("block_table", block_table, block_table.shape, device)
     _check_ints("lengths", lengths, (n_seqs,), device)
     _check_prefixes(prefix_starts, prefix_ids, n_seqs, device)
-    _check_prefix_kv(qkv, prefix_kv, prefix_starts)
     if _are_readable(lengths) and n_seqs:
         if int(lengths.min()) < 0 or int(lengths.max()) >= block_table.shape[1]:
             _fail("lengths", f"must lie in [0, {block_table.shape[1]}), the block table's width")
+
+
+def check_decode_kv(
+    qkv: Tensor, cache: Tensor, prefix_kv: Tensor, block_table: Tensor, prefix_starts: Tensor
+) -> None:
+    """One layer's tensors, beside a layout that was checked."""
+    _check_rows("qkv", qkv, ("B", 3, "H", "D"))
+    _check_rows("cache", cache, (2, "S", *qkv.shape[2:]))
+    if cache.dtype != qkv.dtype or cache.device != qkv.device:
+        _fail("cache", f"is {cache.dtype} on {cache.device}, qkv {qkv.dtype} on {qkv.device}")
+    if len(block_table) != len(qkv):
+        shape = (len(qkv), block_table.shape[1])
+        _fail("block_table", f"expected shape {shape}, got {tuple(block_table.shape)}")
+    if block_table.device != qkv.device:
+        _fail("block_table", f"is on {block_table.device}, other arguments on {qkv.device}")
+    _check_prefix_kv(qkv, prefix_kv, prefix_starts)

@@ -126,6 +126,40 @@ def prefix_attention(
     return plan(qkv, prefix_kv)
 
 
+class GatherPlan:
+    """Which cache rows and prefix rows each sequence's new token sees.
+
+    Made once a step, called once a layer. Arguments as `decode_attention`. Calling it with `qkv`
+    (B, 3, H, D), `cache` (2, S, H, D), into which the new keys and values are written, and
+    `prefix_kv` (2, R, H, D) gives (B, H, D).
+    """
+
+    def __init__(
+        self, block_table: Tensor, lengths: Tensor, prefix_starts: Tensor, prefix_ids: Tensor
+    ):
+        own = block_table.gather(1, lengths[:, None].long()).long()  # (B, 1)
+        self.own = own[:, 0]
+        n_columns = int(lengths.max()) + 1 if len(lengths) else 0
+        live = torch.arange(n_columns, device=own.device) <= lengths[:, None]  # (B, S)
+        # A masked NaN is still one, and a row not yet written may hold one: take the own row there.
+        table = torch.where(live, block_table[:, :n_columns].long(), own)
+        self.shape, self.table = table.shape, table.flatten()
+        self.rows, seen = prefix_rows(prefix_starts, prefix_ids)
+        mask = torch.cat([seen, live], dim=1) if self.rows.shape[1] else live
+        self.mask = None if mask.all() else mask[:, None, None]  # (B, 1, 1, P + S)
+
+    def __call__(self, qkv: Tensor, cache: Tensor, prefix_kv: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(1)  # each (B, H, D)
+        front = prefix_kv.to(qkv.dtype)[:, self.rows] if self.rows.shape[1] else (None, None)
+        seen = []
+        for held, new, rows in zip(cache, (k, v), front, strict=True):
+            held[self.own] = new
+            own = held.index_select(0, self.table).unflatten(0, self.shape)  # (B, S, H, D)
+            own = own if rows is None else torch.cat([rows, own], dim=1)
+            seen.append(own.transpose(1, 2))  # (B, H, P + S, D)
+        return scaled_dot_product_attention(q[:, :, None], *seen, attn_mask=self.mask)[:, :, 0]
+
+
 def decode_attention(
     qkv: Tensor,
     cache: Tensor,
@@ -146,22 +180,4 @@ def decode_attention(
 
     Returns (B, H, D).
     """
-    q, k, v = qkv.unbind(1)  # each (B, H, D)
-    own = block_table.gather(1, lengths[:, None].long()).long()  # (B, 1)
-    cache[0, own[:, 0]], cache[1, own[:, 0]] = k, v
-    column = torch.arange(int(lengths.max()) + 1 if len(lengths) else 0, device=qkv.device)
-    live = column <= lengths[:, None]  # (B, S)
-    # A masked NaN is still a NaN, and a row not yet written may hold one: take the own row there.
-    table = torch.where(live, block_table[:, : len(column)].long(), own)
-    keys, values = (
-        part.index_select(0, table.flatten()).unflatten(0, table.shape) for part in cache
-    )
-    rows, seen = prefix_rows(prefix_starts, prefix_ids)
-    mask = live
-    if rows.shape[1]:
-        front = prefix_kv.to(qkv.dtype)[:, rows]  # (2, B, P, H, D)
-        keys, values = torch.cat([front[0], keys], dim=1), torch.cat([front[1], values], dim=1)
-        mask = torch.cat([seen, live], dim=1)
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (B, H, P + S, D)
-    out = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask[:, None, None])
-    return out[:, :, 0]
+    return GatherPlan(block_table, lengths, prefix_starts, prefix_ids)(qkv, cache, prefix_kv)

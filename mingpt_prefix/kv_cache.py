@@ -116,9 +116,11 @@ class KVCache:
         if self.holds_prefix:
             kv, starts, ids = kv[:, :, :0], starts[:1], torch.full_like(ids, -1)
 
+        layout = (self.table, self.lengths, starts, ids)
+        call = kernels.bind_decode(self.model.attention, *layout)
+
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            rows = (qkv, self.kv[layer], self.table, self.lengths)
-            return kernels.decode_attention(*rows, kv[layer], starts, ids, self.model.attention)
+            return call(qkv, self.kv[layer], kv[layer])
 
         hidden = self.model.trunk(self.model.embed(tokens, self.positions), attend)
         self.lengths, self.positions = self.lengths + 1, self.positions + 1

@@ -207,7 +207,12 @@ def test_a_damaged_run(damage, made: Path, small_model, tmp_path, capsys, monkey
     elif damage == "prefix":
         file.write_bytes((made / "prefix" / "prefix.safetensors").read_bytes())
     line = refusal(capsys, sample, "--run", "run", "--model", small_model, *TABLE)
-    expected = {"cut": "damaged", "gone": "no such file", "nan": "SHA-256 differs", "prefix": "not a LoRA file"}
+    expected = {
+        "cut": "damaged",
+        "gone": "no such file",
+        "nan": "SHA-256 differs",
+        "prefix": "not a LoRA file",
+    }
     assert f"run/lora.safetensors: {expected[damage]}" in line or expected[damage] in line
 
 
