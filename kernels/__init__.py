@@ -128,15 +128,20 @@ def prefix_attention(
 
 
 def bind_decode(
-    backend: str, block_table: Tensor, lengths: Tensor, prefix_starts: Tensor, prefix_ids: Tensor
+    backend: str,
+    n_seqs: int,
+    block_table: Tensor,
+    lengths: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
 ) -> DecodeAttention:
     """One token's attention: a function of a layer's qkv (B, 3, H, D), cache and prefix_kv.
 
-    The arguments are those of `decode_attention`. Raises ValueError as it does, some of it when the
-    function is called.
+    The other arguments are those of `decode_attention`; `n_seqs` is B. Raises ValueError as it
+    does, some of it when the function is called.
     """
     layout = (block_table, lengths, prefix_starts, prefix_ids)
-    check_decode_layout(*layout)
+    check_decode_layout(n_seqs, *layout)
     if backend == "reference":
         plan = GatherPlan(*layout)
     elif backend != "triton":
@@ -170,7 +175,7 @@ def decode_attention(
     differentiable. Raises ValueError as `prefix_attention` does.
     """
     layout = (block_table, lengths, prefix_starts, prefix_ids)
-    return bind_decode(_resolve(backend, qkv), *layout)(qkv, cache, prefix_kv)
+    return bind_decode(_resolve(backend, qkv), len(qkv), *layout)(qkv, cache, prefix_kv)
 
 
 class _Package(ModuleType):

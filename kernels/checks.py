@@ -104,13 +104,17 @@ def check_kv(
 
 
 def check_decode_layout(
-    block_table: Tensor, lengths: Tensor, prefix_starts: Tensor, prefix_ids: Tensor
+    n_seqs: int,
+    block_table: Tensor,
+    lengths: Tensor,
+    prefix_starts: Tensor,
+    prefix_ids: Tensor,
 ) -> None:
-    """What does not differ between layers; arguments as `decode_attention`."""
+    """What does not differ between layers; arguments as `decode_attention`, n_seqs = B."""
     if block_table.ndim != 2:
         _fail("block_table", f"expected shape (B, K), got {tuple(block_table.shape)}")
-    n_seqs, device = len(block_table), block_table.device
-    _check_ints("block_table", block_table, block_table.shape, device)
+    device = block_table.device
+    _check_ints("block_table", block_table, (n_seqs, block_table.shape[1]), device)
     _check_ints("lengths", lengths, (n_seqs,), device)
     _check_prefixes(prefix_starts, prefix_ids, n_seqs, device)
     if _are_readable(lengths) and n_seqs:
@@ -122,13 +126,10 @@ def check_decode_kv(
     qkv: Tensor, cache: Tensor, prefix_kv: Tensor, block_table: Tensor, prefix_starts: Tensor
 ) -> None:
     """One layer's tensors, beside a layout that was checked."""
-    _check_rows("qkv", qkv, ("B", 3, "H", "D"))
+    _check_rows("qkv", qkv, (len(block_table), 3, "H", "D"))
     _check_rows("cache", cache, (2, "S", *qkv.shape[2:]))
     if cache.dtype != qkv.dtype or cache.device != qkv.device:
         _fail("cache", f"is {cache.dtype} on {cache.device}, qkv {qkv.dtype} on {qkv.device}")
-    if len(block_table) != len(qkv):
-        shape = (len(qkv), block_table.shape[1])
-        _fail("block_table", f"expected shape {shape}, got {tuple(block_table.shape)}")
     if block_table.device != qkv.device:
         _fail("block_table", f"is on {block_table.device}, other arguments on {qkv.device}")
     _check_prefix_kv(qkv, prefix_kv, prefix_starts)

@@ -152,9 +152,9 @@ class GatherPlan:
         q, k, v = qkv.unbind(1)  # each (B, H, D)
         front = prefix_kv.to(qkv.dtype)[:, self.rows] if self.rows.shape[1] else (None, None)
         seen = []
-        for held, new, rows in zip(cache, (k, v), front, strict=True):
-            held[self.own] = new
-            own = held.index_select(0, self.table).unflatten(0, self.shape)  # (B, S, H, D)
+        for part, (new, rows) in enumerate(zip((k, v), front, strict=True)):
+            cache[part, self.own] = new
+            own = cache[part].index_select(0, self.table).unflatten(0, self.shape)  # (B, S, H, D)
             own = own if rows is None else torch.cat([rows, own], dim=1)
             seen.append(own.transpose(1, 2))  # (B, H, P + S, D)
         return scaled_dot_product_attention(q[:, :, None], *seen, attn_mask=self.mask)[:, :, 0]

@@ -1,6 +1,6 @@
 """What files of learned adapters (prefixes, LoRA) have in common: how they are written and read.
 
-    FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, 1, PrefixError)
+    FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, 2, PrefixError)
     FORMAT.save(path, {"prefix_kv": rows}, info)
     with FORMAT.open(path) as (file, info):
         ...
@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mingpt_prefix.config import MODELS
-from mingpt_prefix.digest import digest_of
+from mingpt_prefix.digest import UNREADABLE, digest_of
 from mingpt_prefix.errors import AdapterError
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.tables import printable
@@ -105,9 +105,17 @@ class AdapterFormat:
         digest = fields.pop(_DIGEST, None) if isinstance(fields, dict) else None
         self.check(fields)
         if digest is not None or fields["version"] >= _FIRST_WITH_DIGEST:
-            if digest != digest_of({name: file.get_tensor(name) for name in file.keys()}, fields):  # noqa: SIM118
-                raise self.error("damaged: its SHA-256 differs")
+            self._check_digest(file, fields, digest)
         return self.info(**fields)
+
+    def _check_digest(self, file: safe_open, fields: dict, digest: object) -> None:
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = digest_of(tensors, fields)
+        except UNREADABLE as error:
+            raise self.error(f"damaged: {printable(str(error), 100)}") from None
+        if digest != found:
+            raise self.error("damaged: its SHA-256 differs")
 
     def check(self, fields: object) -> None:
         """Raises `error` unless the metadata are of this format, each of its type."""

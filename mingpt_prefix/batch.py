@@ -99,11 +99,8 @@ class PackedBatch:
         return len(self.target_tokens)
 
     def with_tail(self, n_tokens: int) -> "PackedBatch":
-        """The same in `n_tokens` tokens, the new ones after the last sequence, where none counts.
-
-        Raises:
-            ValueError: for fewer tokens than there are.
-        """
+        """The same in `n_tokens` tokens, or ValueError: what follows the last sequence counts for
+        nothing."""
         if (more := n_tokens - len(self.tokens)) < 0:
             raise ValueError(f"n_tokens: {n_tokens} for {len(self.tokens)} tokens")
         tokens, positions = (F.pad(each, (0, more)) for each in (self.tokens, self.positions))
@@ -226,12 +223,8 @@ def pack(
         )
     tokens = torch.cat([e.ids for e in examples]).long()
     starts = layout.seq_starts[:-1].tolist()
-    index = torch.cat(
-        [
-            torch.arange(s + e.context - 1, s + len(e.ids) - 1)
-            for s, e in zip(starts, examples, strict=True)
-        ]
-    )
+    each = zip(starts, examples, strict=True)
+    index = torch.cat([torch.arange(s + e.context - 1, s + len(e.ids) - 1) for s, e in each])
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1])
 
 

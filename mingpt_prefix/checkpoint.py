@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mingpt_prefix.digest import digest_of
+from mingpt_prefix.digest import UNREADABLE, digest_of
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.files import replace_atomically
 from mingpt_prefix.tables import printable
@@ -25,8 +25,6 @@ KEEP = 2
 _KEY, _DIGEST = "mingpt_prefix", "sha256"
 # What the first format's state held; it had no SHA-256.
 _FIRST = {"best_loss", "best_step", "step"}
-# What reading raises for files that hold anything at all.
-_DAMAGED = (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_saved(folder)):
         try:
             return _load(path)
-        except _DAMAGED as error:
+        except UNREADABLE as error:
             wrong = f"{name}/{path.name}: damaged: {printable(str(error), 100)}"
     if wrong is not None:
         raise CheckpointError(wrong)

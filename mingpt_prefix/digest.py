@@ -5,7 +5,19 @@ import json
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+# What reading and digesting the tensors and JSON of a file raise, whatever it holds.
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 def digest_of(tensors: Mapping[str, Tensor], fields: Mapping) -> str:

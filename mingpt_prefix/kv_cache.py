@@ -116,7 +116,7 @@ class KVCache:
         if self.holds_prefix:
             kv, starts, ids = kv[:, :, :0], starts[:1], torch.full_like(ids, -1)
 
-        layout = (self.table, self.lengths, starts, ids)
+        layout = (len(tokens), self.table, self.lengths, starts, ids)
         call = kernels.bind_decode(self.model.attention, *layout)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:

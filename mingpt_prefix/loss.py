@@ -3,12 +3,13 @@
     loss = summed_cross_entropy(model.head(hidden), targets)
 
 GPT-2's logits of a batch's targets are some 50 MB. On a CPU torch's cross-entropy and its gradient
-write four more arrays of that size, which cost more than the arithmetic: here the gradient takes
-the logits' own place, as in Liger-Kernel (Hsu et al. 2024). On a GPU torch's is used.
+write four more arrays of that size, which cost more than the arithmetic: here what the gradient
+needs takes the logits' own place, as in Liger-Kernel (Hsu et al. 2024). On a GPU torch's is used.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 NOT_COUNTED = -100  # a target that is left out
@@ -17,7 +18,7 @@ NOT_COUNTED = -100  # a target that is left out
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """In nats, summed over the targets (M,) but those NOT_COUNTED; logits (M, V) are overwritten.
 
-    Takes one backward alone. Sums are in float32 at least.
+    Sums are in float32 at least.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.device.type != "cpu" or not (logits.requires_grad and torch.is_grad_enabled()):
@@ -35,11 +36,14 @@ class _InPlace(torch.autograd.Function):
         probabilities = torch.softmax(logits, 1, out=logits)
         # By the likeliest token, whose probability is never 0.
         log_sum = top - probabilities.gather(1, where_top).log()
-        ctx.gradient = probabilities.scatter_add_(1, index, said.new_full(index.shape, -1.0))
+        slope = probabilities.scatter_add_(1, index, said.new_full(index.shape, -1.0))
         if not counts.all():
-            ctx.gradient.mul_(counts[:, None])
+            slope.mul_(counts[:, None])
+        ctx.save_for_backward(slope)
         return (log_sum - said)[counts].sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.gradient.mul_(gradient), None
+        (slope,) = ctx.saved_tensors
+        return slope * gradient, None

@@ -51,10 +51,12 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
         self.dtype = dtype
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.ndim != 2:
-                    raise ValueError(f"params: a tensor of shape {tuple(parameter.shape)}")
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.ndim != 2:
+                raise ValueError(f"params: a tensor of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -66,9 +68,11 @@ class Muon(torch.optim.Optimizer):
             alike = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[parameter.shape, parameter.device].append(parameter)
+                    kind = parameter.shape, parameter.dtype, parameter.device
+                    alike[kind].append(parameter)
+            rates = group["lr"], group["weight_decay"], group["momentum"]
             for parameters in alike.values():
-                self._step_together(parameters, **{k: v for k, v in group.items() if k != "params"})
+                self._step_together(parameters, *rates)
         return loss
 
     def _step_together(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mingpt_prefix.model import GPT2, Conv1D
 
-MOST_BYTES = 2 << 30  # of weights that are packed: gpt2-large's and xl's copies would cost too much
+MOST_BYTES = 2 << 30  # of weights that are packed: the copies of larger ones would cost too much
 LEAST_WIDTH = 512  # narrower models gain nothing
 _TYPICAL_ROWS = 64  # what oneDNN plans the order for; any number works
 

@@ -17,6 +17,9 @@ from mingpt_prefix.batch import (
     make_positions,
     pack,
 )
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import SummedLoss
 from mingpt_prefix.tables import Example, parse_table
 from mingpt_prefix.tokenizer import load_tokenizer
 
@@ -165,3 +168,20 @@ def test_batches_go_on_where_they_left_off(n: int, size: int) -> None:
         of_epoch = whole[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sum(of_epoch, []) == epoch_order(n, 7, epoch).tolist()
         assert all(len(batch) == size for batch in of_epoch[:-1])
+
+
+def test_tokens_after_the_last_sequence_count_for_nothing() -> None:
+    model = GPT2(ModelConfig(2, 2, 16, 61, 40, eos_token_id=60, tokenizer=None)).initialize(0)
+    prefix = PrefixKV.from_tensor(torch.randn(2, 2, 3, 2, 8, requires_grad=True))
+    batch = pack([encoded(1, 2, 3, 4, context=2), encoded(7, 8, context=1)], 3)
+    longer = batch.with_tail(11)
+    assert len(longer.tokens) == len(longer.positions) == 11
+    assert longer.layout == batch.layout and longer.n_targets == batch.n_targets
+    wanted = [prefix.kv, *model.parameters()]
+    losses = [SummedLoss(model, autocasts=False)(each, prefix) for each in (batch, longer)]
+    one, other = (torch.autograd.grad(loss, wanted) for loss in losses)
+    torch.testing.assert_close(losses[1], losses[0])
+    for mine, its in zip(other, one, strict=True):
+        torch.testing.assert_close(mine, its)
+    with pytest.raises(ValueError, match="n_tokens: 5 for 6 tokens"):
+        batch.with_tail(5)

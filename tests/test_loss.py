@@ -23,10 +23,11 @@ def test_loss_and_gradient_are_torchs(dtype, scale) -> None:
     expected = F.cross_entropy(logits.float() if dtype != torch.float64 else logits, targets,
                                reduction="sum")  # fmt: skip
     (wanted,) = torch.autograd.grad(0.3 * expected, logits)
-    loss = summed_cross_entropy(logits * 1, targets)
-    (found,) = torch.autograd.grad(0.3 * loss, logits)
+    loss = 0.3 * summed_cross_entropy(logits * 1, targets)
+    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], found)
     assert torch.isfinite(loss) and loss.dtype == expected.dtype and found.dtype == dtype
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, 0.3 * expected)
     torch.testing.assert_close(found, wanted)
 
 

@@ -67,5 +67,19 @@ def test_it_goes_on_from_its_state() -> None:
 
 
 def test_what_is_no_matrix_is_refused() -> None:
+    vector, optimizer = nn.Parameter(torch.zeros(3)), Muon(parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+        Muon([vector], lr=0.1)
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        optimizer.add_param_group({"params": [vector]})
+
+
+def test_torchs_schedules_set_its_rate() -> None:
+    matrices = parameters()
+    optimizer = Muon(matrices, lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+    move(optimizer, matrices, range(1))
+    schedule.step()
+    before = [matrix.detach().clone() for matrix in matrices]
+    move(optimizer, matrices, range(1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(matrices, before, strict=True))

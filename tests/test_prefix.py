@@ -220,6 +220,26 @@ def test_wrong_rows(path: Path, rows: torch.Tensor) -> None:
     assert "prefix_kv" in error_of(path)
 
 
+def nested(depth: int) -> str:
+    return json.dumps(FIELDS).replace(
+        '"training": {', '"training": {"a": ' + "[" * depth + "]" * depth + ", "
+    )
+
+
+@pytest.mark.parametrize("depth", range(900, 1100, 10))
+def test_metadata_nested_as_deep_as_json_goes(path: Path, depth: int) -> None:
+    write(path, nested(depth)[:-1] + ', "sha256": "' + "0a" * 32 + '"}')
+    assert "damaged" in error_of(path)
+
+
+def test_a_shape_of_more_than_a_number_can_hold(path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}
+    text = json.dumps(FIELDS | {"sha256": "0a" * 32})
+    header = json.dumps({"__metadata__": {"mingpt_prefix": text}, "prefix_kv": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "damaged" in error_of(path)
+
+
 def test_other_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no such file" in error_of(path)
     write(path, more=torch.zeros(1))

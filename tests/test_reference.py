@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mingpt_prefix.kernels import bind
+from mingpt_prefix.kernels import bind, bind_decode
 from mingpt_prefix.kernels.reference import decode_attention, prefix_attention
 
 N_HEAD, HEAD_DIM = 2, 3
@@ -173,6 +173,25 @@ DECODE = {
     "the first tokens": Case([1, 1], [2], [0, -1]),
     "no sequence": Case([], [2], []),
 }
+
+
+def test_bind_decode() -> None:
+    """One plan serves several layers, and gradients may be on."""
+    generator = torch.Generator().manual_seed(0)
+    table, lengths = torch.tensor([[0, 1, 4], [2, 5, 5]]).int(), torch.tensor([2, 1]).int()
+    layout = (table, lengths, offsets([3]), torch.tensor([0, -1]).int())
+    attend = bind_decode("reference", 2, *layout)
+    for _ in range(2):
+        qkv, cache, kv = (
+            torch.randn(shape, generator=generator)
+            for shape in ((2, 3, 2, 4), (2, 6, 2, 4), (2, 3, 2, 4))
+        )
+        expected = decode_attention(qkv, cache.clone(), *layout[:2], kv, *layout[2:])
+        found = attend(qkv.requires_grad_(), cache, kv)
+        assert torch.equal(found, expected)
+        assert torch.equal(cache[:, [4, 5]], qkv[:, 1:].transpose(0, 1))
+    with pytest.raises(ValueError, match="'flash' is not one of triton, reference"):
+        bind_decode("flash", 2, *layout)
 
 
 @pytest.mark.parametrize("case", DECODE.values(), ids=DECODE)
