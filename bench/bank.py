@@ -2,6 +2,7 @@
 
 python bench/bank.py --json bench/results/bank.json
 python bench/bank.py --text english.txt.xz          # prose to learn from, and to hold out
+python bench/bank.py --only-batches --model gpt2 --attention triton
 
 Trains a prefix for the sample's restaurants and one for films, then their calls, all in --out, and
 what is there already is used again. Then the model is given tables of both, without a word of which
@@ -110,15 +111,19 @@ def judge_prose(writer: BankWriter, files: list[Path], count: int) -> dict:
     return {"prompts": len(prompts), "false_calls": statistics.fmean(wrong)}
 
 
-def time_batches(writer: BankWriter, base: GPT2, rounds: int) -> dict:
+def time_batches(base: GPT2, rounds: int) -> dict:
     """Seconds of decoding a batch whose rows see one prefix, and one over many, in turns.
 
     Both have as many rows to read; that they say the same as rows on their own is checked first.
     """
-    draw, shape = torch.Generator().manual_seed(0), writer.prefix.kv.shape
-    many = PrefixKV.pack([torch.randn(*shape[:2], n, *shape[3:], generator=draw) for n in LENGTHS])
-    middle = statistics.mean(LENGTHS)
-    one = PrefixKV.from_tensor(torch.randn(*shape[:2], middle, *shape[3:], generator=draw))
+    draw, config = torch.Generator().manual_seed(0), base.config
+
+    def drawn(length: int) -> PrefixKV:
+        shape = (config.n_layer, 2, length, config.n_head, config.head_dim)
+        return PrefixKV.from_tensor(torch.randn(shape, generator=draw)).to(base.wte.weight)
+
+    many, middle = PrefixKV.pack([drawn(n) for n in LENGTHS]), statistics.mean(LENGTHS)
+    one = drawn(middle)
     prompts = torch.randint(base.config.eos_token_id, (ROWS, 30), generator=draw).tolist()
     cases = {
         "one prefix": (one, [0] * ROWS),
@@ -152,19 +157,19 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=200, help="of each task")
     parser.add_argument("--prompts", type=int, default=200, help="of plain English")
     parser.add_argument("--rounds", type=int, default=15, help="of the batches that are timed")
+    parser.add_argument("--only-batches", action="store_true", help="time them, and learn nothing")
+    parser.add_argument("--attention", default="auto", help="auto, triton or reference")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    folder = make_bank(args.out, args.model, args.epochs, args.text)
-    writer = open_bank(SampleConfig(bank=folder, model=args.model))
-    base = load_model(args.model)
-    tests = {"restaurants": restaurants(args.tables), "films": films(args.tables, seed=3)}
-    record = {
-        **begin("bank.py", base.device),
-        "model": args.model,
-        "calls": [judge_task(writer, base, name, test) for name, test in tests.items()],
-        "prose": judge_prose(writer, args.text, args.prompts),
-        "batches": time_batches(writer, base, args.rounds),
-    }
+    base = load_model(args.model, attention=args.attention)
+    record = {**begin("bank.py", base.device), "model": args.model}
+    if not args.only_batches:
+        folder = make_bank(args.out, args.model, args.epochs, args.text)
+        writer = open_bank(SampleConfig(bank=folder, model=args.model, attention=args.attention))
+        tests = {"restaurants": restaurants(args.tables), "films": films(args.tables, seed=3)}
+        judged = [judge_task(writer, base, name, test) for name, test in tests.items()]
+        record |= {"calls": judged, "prose": judge_prose(writer, args.text, args.prompts)}
+    record["batches"] = time_batches(base, args.rounds)
     finish(record, bank_table(record), args.json)
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command of less than 9 minutes: the gpu tests and every benchmark.
+# All that needs a GPU, in one command of less than 9 minutes: the gpu tests, what is timed, and a
+# quick table of the embedded model.
 #
 #   bench/gpu.sh [FOLDER]      # default: runs/gpu; PYTHON names another Python than .venv's
 #
@@ -47,6 +48,8 @@ part tests 180 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider
 part attention 150 "$PYTHON" bench/attention.py --quick --json "$out/attention.json"
 part speed 150 "$PYTHON" bench/speed.py --attention triton --rounds 5 --json "$out/speed_gpu.json"
 part decode 50 "$PYTHON" bench/decode.py --attention triton --json "$out/decode_gpu.json"
+part bank 40 "$PYTHON" bench/bank.py --only-batches --model tiny --attention triton \
+  --json "$out/bank_gpu.json"
 part table 150 "$PYTHON" bench/table.py --quick --beams 1 --out "$out/table" \
   --json "$out/table_gpu.json"
 

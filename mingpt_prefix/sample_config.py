@@ -57,7 +57,7 @@ class SampleConfig:
     dtype: str = "auto"
     """auto, fp32, bf16, fp16 or fp64"""
     attention: str = "auto"
-    """auto (triton on a GPU, else reference), triton or reference"""
+    """triton, or reference (plain PyTorch), which auto means too"""
     serve: bool = False
     """a web page and POST /generate on this machine, in place of --table and --input"""
     beside: tuple[Path, ...] = ()

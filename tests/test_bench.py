@@ -42,10 +42,11 @@ def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: P
     environment = {**os.environ, "PYTHON": str(python), "LIMIT_S": "8"}
     command = ["bash", str(BENCH / "gpu.sh"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 4, done.stdout
+    assert done.returncode == 5, done.stdout
     assert "tests: exit code 0" in done.stdout and "no kernel" in done.stdout
     assert "Failed: attention (exit code 3)" in done.stdout
     assert "Failed: speed (stopped after" in done.stdout
     assert "Failed: decode (no time left)" in done.stdout
+    assert "Failed: bank (no time left)" in done.stdout
     assert "Failed: table (no time left)" in done.stdout
     assert sorted(p.name for p in out.iterdir()) == ["attention.log", "speed.log", "tests.log"]
