@@ -92,7 +92,7 @@ def test_what_was_not_recorded_has_not_changed() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--lr", "0.5"), ("--epochs", "3"), ("--batch-size", "4"), ("--micro-batch-size", "2"),
+        ("--lr", "0.5"), ("--epochs", "5"), ("--batch-size", "4"), ("--micro-batch-size", "2"),
         ("--seed", "8"), ("--evals", "4"), ("--prefix-length", "3"), ("--mode", "finetune"),
         ("--model", "tiny"), ("--reparam",), ("--max-steps", "6"), ("--limit-examples", "9"),
     ],
