@@ -24,8 +24,8 @@ from mingpt_prefix.text import documents
 from mingpt_prefix.tokenizer import Tokenizer
 
 _WINDOW = 96  # tokens of a piece of text
-_DOCUMENTS, _DOCUMENT_CHARS = 600, 1_000  # of files: more say little more
-_DRAWN, _GREEDY = 64, 48  # tokens of what the model writes by itself
+_DOCUMENTS, _DOCUMENT_CHARS = 1_200, 1_000  # of files: more say little more
+_DRAWN, _GREEDY = 64, 100  # tokens of what the model writes by itself
 _AT_ONCE = 64
 
 

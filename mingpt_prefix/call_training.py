@@ -54,10 +54,10 @@ class Settings:
     """How calls are learned: steps of AdamW, each of `batch_size` sentences, at a rate that falls
     linearly from `lr` to 0. `own_texts`: how many the model writes, to call nothing in them."""
 
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 4
     lr: float = 0.01
-    own_texts: int = 512
+    own_texts: int = 768
     seed: int = 0
 
     def __post_init__(self) -> None:
