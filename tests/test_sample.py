@@ -375,9 +375,14 @@ def start(place: Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "sample.py"), *flags, *ON_PREFIX, "--max-new-tokens", "4"]
     pipe = subprocess.PIPE
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+    def heed_interrupts() -> None:  # which a shell's background jobs are born ignoring
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
-        command, cwd=place, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-    )
+        command, cwd=place, stdin=pipe, stdout=pipe, stderr=pipe, env=environment,
+        preexec_fn=heed_interrupts,
+    )  # fmt: skip
 
 
 def test_process_streams_chunk_by_chunk_and_ends_quietly(place, sample) -> None:
