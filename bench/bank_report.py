@@ -7,10 +7,9 @@ def bank_table(record: dict) -> str:
     """Markdown of a record of bench/bank.py: a line a task, and in words the rest."""
     heads = ("task", "prefix rows", "tables", "right calls (%)", "BLEU, called by the model",
              "BLEU, chosen by hand")  # fmt: skip
-    lines = []
-    if "calls" in record:
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in record.get("calls", ()):
+    calls = record.get("calls", ())  # none where batches alone were timed
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"] if calls else []
+    for row in calls:
         cells = [row["task"], str(row["rows"]), str(row["tables"])]
         shares = (row["right_calls"], row["bleu_called"], row["bleu_by_hand"])
         cells += [f"{100 * share:.1f}" for share in shares]

@@ -53,11 +53,12 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype) -> str:
 
 
 def _resolve(backend: str, qkv: Tensor) -> str:
-    if backend == "auto":
-        return choose_backend(qkv.device, qkv.dtype)
+    return choose_backend(qkv.device, qkv.dtype) if backend == "auto" else backend
+
+
+def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    return backend
 
 
 def _require_triton(qkv: Tensor) -> None:
@@ -85,11 +86,10 @@ def bind(
     `prefix_attention` does, some of it when the function is called.
     """
     layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    _check_backend(backend)
     check_layout(n_tokens, *layout, max_seq_len)
     if backend == "reference":
         plan = PaddedPlan(n_tokens, *layout, max_seq_len)
-    elif backend != "triton":
-        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
 
     def attend(qkv: Tensor, prefix_kv: Tensor) -> Tensor:
         check_kv(qkv, prefix_kv, n_tokens, seq_starts, prefix_starts)
@@ -141,11 +141,10 @@ def bind_decode(
     does, some of it when the function is called.
     """
     layout = (block_table, lengths, prefix_starts, prefix_ids)
+    _check_backend(backend)
     check_decode_layout(n_seqs, *layout)
     if backend == "reference":
         plan = GatherPlan(*layout)
-    elif backend != "triton":
-        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
 
     def attend(qkv: Tensor, cache: Tensor, prefix_kv: Tensor) -> Tensor:
         check_decode_kv(qkv, cache, prefix_kv, block_table, prefix_starts)

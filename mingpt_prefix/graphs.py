@@ -163,7 +163,8 @@ class GraphedStep:
         torch.maximum(self.bad, (~torch.isfinite(loss + norm)).float(), out=self.bad)
         # Both as a gradient scaler sets them: gradients are divided by the one where they are used,
         # which clips them without another pass, and nothing moves where the other is 1.
-        optimizer.grad_scale = ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
+        # The optimizer reads both as float32, whatever the weights are.
+        optimizer.grad_scale = ((norm + 1e-6) / self.config.clip).clamp(min=1.0).float()
         optimizer.found_inf = self.bad
         set_learning_rate(optimizer, self.lr)
         for group in optimizer.param_groups:

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from mingpt_prefix.adapters import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import round_up
+from mingpt_prefix.buckets import of_few_sizes
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
@@ -138,10 +138,8 @@ class TrainStep:
 
     def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         batch = pack(examples, self.rows, self.config.placement).to(self.model.device)
-        if self.config.dtype == "bf16" and self.model.device.type == "cpu":
-            # oneDNN plans its products anew for each number of rows it has not met.
-            batch = batch.with_tail(round_up(len(batch.tokens)))
-        return batch
+        in_16_bit_on_cpu = self.config.dtype == "bf16" and self.model.device.type == "cpu"
+        return of_few_sizes(batch) if in_16_bit_on_cpu else batch
 
     def _exchange_if(self, is_last: bool) -> AbstractContextManager:
         """Ranks exchange gradients once a step, after the last micro-batch."""

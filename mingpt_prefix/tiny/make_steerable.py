@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import round_up
+from mingpt_prefix.buckets import of_few_sizes
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.console import say
 from mingpt_prefix.model import GPT2
@@ -126,15 +126,12 @@ def _configs(args: Args) -> tuple[TrainConfig, TrainConfig]:
 
 
 def tables_batch(lives: Sequence[Life], examples: int) -> tuple[PackedBatch, PrefixKV]:
-    """`examples` of each life's task, each behind its prefix.
-
-    Of one of a few sizes: oneDNN plans a product in 16 bit anew for each size it has not met.
-    """
+    """`examples` of each life's task, each behind its prefix."""
     drawn = [life.task.draw() for life in lives for _ in range(examples)]
     ids = [number for number in range(len(lives)) for _ in range(examples)]
     prefix = PrefixKV.pack([life.encoder() for life in lives])
     batch = pack(drawn, lives[0].config.prefix_length, prefix_ids=ids)
-    return batch.with_tail(round_up(len(batch.tokens))), prefix
+    return of_few_sizes(batch), prefix
 
 
 def train(model: GPT2, args: Args, english: Windows, tokenizer: Tokenizer) -> GPT2:
