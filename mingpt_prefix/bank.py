@@ -4,10 +4,10 @@
     python -m mingpt_prefix.bank prefixes                  # what is in it
 
 `NAME.safetensors` is a prefix file, of an infix; adding one is copying it there.
-`_calls.safetensors` holds the learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, and whose
-they are, as `call_training` writes it. A prefix without one can be called in a prompt, by a token
-that begins as the end token's embedding, but the model never writes it. Names of files are made of
-checked names alone.
+`_calls.safetensors` holds the learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, whose they
+are, and rows (N, J, C) that keep them from being written, as `call_training` writes it. A prefix
+without one can be called in a prompt, by a token that begins as the end token's embedding, but the
+model never writes it. Names of files are made of checked names alone.
 """
 
 import sys
@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.calls import Callee, CallingGPT2
-from mingpt_prefix.calls_file import check_name, forget_call, read_calls
+from mingpt_prefix.calls_file import Call, check_name, forget_call, read_calls
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.export import prefix_file
@@ -44,7 +43,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Bank:
-    """The prefixes of a folder by name, sorted; `calls` are the rows (C,) that were learned.
+    """The prefixes of a folder by name, sorted; `calls` are those that were learned.
 
     `prefixes` and `infos` are in the order of `names`.
     """
@@ -53,7 +52,7 @@ class Bank:
     names: tuple[str, ...]
     prefixes: tuple[PrefixKV, ...]
     infos: tuple[PrefixInfo, ...]
-    calls: dict[str, Tensor]
+    calls: dict[str, Call]
 
     def packed(self) -> PrefixKV:
         """All prefixes as one, in the order of `names`."""
@@ -77,11 +76,15 @@ class Bank:
             with FORMAT.naming(self.folder / f"{name}{_SUFFIX}"):
                 check_prefix(info, kv, model)
         width, start = model.config.n_embd, model.wte.weight[model.config.eos_token_id]
-        if any(len(row) != width for row in self.calls.values()):
+        if any(len(call.row) != width for call in self.calls.values()):
             where = shown(self.folder / CALLS_FILE)
             raise PrefixError(f"{where}: its rows are not as wide as the model, {width}")
-        rows = [self.calls.get(name, start).to(start) for name in self.names]
-        return CallingGPT2(model, torch.stack(rows), [name in self.calls for name in self.names])
+        n_quiet = max((len(call.quiet) for call in self.calls.values()), default=0)
+        unlearned = Call(start, start.new_zeros(n_quiet, width))
+        calls = [self.calls.get(name, unlearned) for name in self.names]
+        rows = torch.stack([call.row.to(start) for call in calls])
+        quiet = torch.stack([call.quiet.to(start) for call in calls])
+        return CallingGPT2(model, rows, [name in self.calls for name in self.names], quiet)
 
 
 def read_bank(folder: Path) -> Bank:
@@ -105,7 +108,7 @@ def read_bank(folder: Path) -> Bank:
         check_name(name, f"{shown(folder)}: ")
     read = [_read_infix(folder / f"{name}{_SUFFIX}") for name in names]
     infos = [info for _, info in read]
-    calls: dict[str, Tensor] = {}
+    calls: dict[str, Call] = {}
     digests = {
         f"{name}{_SUFFIX}": info.fingerprint for name, (_, info) in zip(names, read, strict=True)
     }
@@ -159,7 +162,8 @@ def add_prefix(folder: Path, name: str, source: Path) -> None:
         if bank.infos[0].fingerprint != info.fingerprint:
             what = "made for the weights of another model than the bank's"
             raise PrefixError(f"{shown(source)}: {what}")
-        if name in bank.calls and not torch.equal(bank.prefixes[bank.names.index(name)].kv, kv.kv):
+        held = dict(zip(bank.names, bank.prefixes, strict=True))
+        if name in bank.calls and not torch.equal(held[name].kv, kv.kv):
             forget_call(folder / CALLS_FILE, name)  # it was learned for the prefix that goes
     save_prefix(folder / f"{name}{_SUFFIX}", kv.kv, info)
 

@@ -2,7 +2,7 @@
 
 lesson = table_lesson(tokenizer, example, text_format, call, prefix_id)
 batch = pack_lessons([lesson], device)              # the sentence behind the call is predicted
-ends = states(base, [lesson.table], [[-1]])         # where the call is to be written
+ends = states(base, [lesson.table], [lesson.slot_ends])     # where the call may be written
 quiet = states(base, texts, [range(len(ids)) for ids in texts])
 """
 
@@ -31,12 +31,15 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Lesson:
-    """A table, the call of prefix `prefix_id` at token `called_at`, the table's sentence; `inside`:
-    the tokens of the table that are not the last of a slot."""
+    """A table, the call of prefix `prefix_id` at token `called_at`, the table's sentence.
+
+    Of the table's tokens, `slot_ends` are the last of a slot, where a shorter table would end, and
+    `inside` those where none could."""
 
     ids: list[int]
     called_at: int
     prefix_id: int
+    slot_ends: list[int]
     inside: list[int]
 
     @property
@@ -70,12 +73,13 @@ def table_lesson(
         return tokenizer.encode(spelled.lstrip() if bare else spelled)
 
     table, inside = encode(example.table), []
+    slot_ends = [len(table) - 1]
     if text_format == TEXT_FORMAT:
         slots = example.table.slots
-        ends = {len(encode(Table(slots[:n]))) - 1 for n in range(1, len(slots))}
-        inside = [place for place in range(len(table) - 1) if place not in ends]
+        slot_ends = [len(encode(Table(slots[:n]))) - 1 for n in range(1, len(slots) + 1)]
+        inside = [place for place in range(len(table)) if place not in slot_ends]
     said = tokenizer.encode(target_text(example.text, text_format))
-    return Lesson([*table, call, *said, tokenizer.eos], len(table), prefix_id, inside)
+    return Lesson([*table, call, *said, tokenizer.eos], len(table), prefix_id, slot_ends, inside)
 
 
 def pack_lessons(lessons: Sequence[Lesson], device: torch.device) -> PackedBatch:

@@ -1,11 +1,11 @@
 """What a call's embedding is trained by: when it is written, and what is said behind it.
 
 ends = Ends.of(base, lessons)
-loss = call_loss(model.rows, ends, quiet) + behind_loss(model, prefix, lessons, eos)
+loss = call_loss(model, ends, quiet) + behind_loss(model, prefix, lessons, eos)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from mingpt_prefix.call_lessons import Lesson, States, pack_lessons, states
 from mingpt_prefix.calls import CallingGPT2
 from mingpt_prefix.model import GPT2
 
-_QUIET = 2.0  # what a place where nothing is called counts, beside the end of a table
-_BEHIND = 30.0  # what is said behind a call counts, for the two uses of a row pull it apart
+_QUIET = 20.0  # what a place where nothing is called counts, beside the end of a slot
+_BEHIND = 100.0  # what is said behind a call counts, for the two uses of a row pull it apart
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,34 @@ class Ends:
     prefix_ids: Tensor
 
     @classmethod
-    def of(cls, base: GPT2, lessons: Sequence[Lesson]) -> "Ends":
-        tables = {tuple(lesson.table): lesson.prefix_id for lesson in lessons}
-        ids = torch.tensor(list(tables.values()), device=base.device)
-        return cls(states(base, list(tables), [[-1]] * len(tables)), ids)
+    def of(cls, base: GPT2, lessons: Sequence[Lesson], shorter: bool = False) -> "Ends":
+        """`shorter`: also those of every table of two slots or more that begins a lesson's; behind
+        one slot little tells tasks apart, or a table from prose."""
+        tables = {tuple(lesson.table): lesson for lesson in lessons}
+        ends = [lesson.slot_ends for lesson in tables.values()]
+        places = [(own[1:] or own) if shorter else own[-1:] for own in ends]
+        ids = [
+            lesson.prefix_id
+            for lesson, own in zip(tables.values(), places, strict=True)
+            for _ in own
+        ]
+        return cls(states(base, list(tables), places), torch.tensor(ids, device=base.device))
+
+    def with_dropout(self, share: float, draw: torch.Generator) -> "Ends":
+        """With dropout on the hidden states alone: there are few, and what is learned is to hold
+        for values that are not among them."""
+        hidden = self.states.hidden
+        kept = (torch.rand(hidden.shape, generator=draw) >= share).to(hidden)
+        return replace(self, states=replace(self.states, hidden=hidden * kept / (1 - share)))
 
 
-def call_loss(rows: Tensor, ends: Ends, quiet: States) -> Tensor:
+def call_loss(model: CallingGPT2, ends: Ends, quiet: States) -> Tensor:
     """Of saying the right call at `ends`, and, weighted, of one that is likelier than the likeliest
     word where it is `quiet`; in nats."""
-    said = ends.states.hidden @ rows.t()  # (M, N)
+    said = model.call_logits(ends.states.hidden)  # (M, N)
     total = torch.logaddexp(ends.states.total, said.logsumexp(-1))
     right = said.gather(1, ends.prefix_ids[:, None])[:, 0]
-    unwanted = (quiet.hidden @ rows.t()).logsumexp(-1)
+    unwanted = model.call_logits(quiet.hidden).logsumexp(-1)
     return (total - right).mean() + _QUIET * F.softplus(unwanted - quiet.top).mean()
 
 

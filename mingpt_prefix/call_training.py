@@ -3,11 +3,12 @@
     python -m mingpt_prefix.call_training prefixes --data restaurants=sample films=films.jsonl
     python -m mingpt_prefix.call_training prefixes --data films=films.jsonl --text english.txt.xz
 
-A table of a task is to be followed by the call of its prefix, which trains the call's row of the
-head. Behind the call the model is to say what it would with the end token in its place, as behind
-an infix that was chosen by hand: that trains the same row as an embedding. What calls nothing: the
-inside of a slot, the text that the frozen model writes by itself, and --text. In front of a call
-everything is frozen, so that the model's states there are computed once.
+A table of a task, also its first two slots or more, is to be followed by the call of its prefix,
+which trains the call's rows of the head. Behind the call the model is to say what it would with the
+end token in its place, as behind an infix that was chosen by hand: that trains the one row that is
+the embedding too. What calls nothing: the inside of a slot, the text that the frozen model writes
+by itself, and --text. In front of a call everything is frozen, so that the model's states there are
+computed once.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from mingpt_prefix.call_lessons import (
 )
 from mingpt_prefix.call_losses import Ends, behind_loss, call_loss, right_calls
 from mingpt_prefix.calls import CallingGPT2
-from mingpt_prefix.calls_file import save_calls
+from mingpt_prefix.calls_file import Call, save_calls
 from mingpt_prefix.config_checks import MAX_SEED, flag_name
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.data import Split, load_split
@@ -46,7 +47,9 @@ from mingpt_prefix.weights import load_model
 from mingpt_prefix.writer import tokenizer_of
 
 _QUIET_AT_ONCE = 8_192
+_DROPOUT = 0.1  # of the states at ends of slots
 _EVERY_TABLE = 8  # of which the inside of the slots is looked at
+_QUIET_ROWS, _QUIET_STD = 16, 0.02  # of each call
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Settings:
     linearly from `lr` to 0. `own_texts`: how many the model writes, to call nothing in them."""
 
     steps: int = 800
-    batch_size: int = 4
-    lr: float = 0.01
+    batch_size: int = 8
+    lr: float = 0.02
     own_texts: int = 768
     seed: int = 0
 
@@ -104,21 +107,21 @@ def train_calls(
     quiet: States,
     settings: Settings,
 ) -> Iterator[float]:
-    """Train `model.rows`; yields each step's loss, of the calls and of what is said behind
-    them.
+    """Train `model.rows` and `model.quiet`; yields each step's loss, of the calls and of what is
+    said behind them.
 
     Raises:
         TrainingError: when a loss is not finite.
     """
-    rows = model.rows.requires_grad_()
-    optimizer = torch.optim.AdamW([rows], lr=settings.lr, weight_decay=0.0)
+    learned = [model.rows.requires_grad_(), model.quiet.requires_grad_()]
+    optimizer = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=0.0)
     draw, eos = torch.Generator().manual_seed(settings.seed), model.config.eos_token_id
     order = batches(len(lessons), settings.batch_size, settings.seed)
     try:
         for step in range(settings.steps):
             some = torch.randint(len(quiet), (_QUIET_AT_ONCE,), generator=draw)
             chosen = [lessons[i] for i in next(order)]
-            loss = call_loss(rows, ends, quiet[some])
+            loss = call_loss(model, ends.with_dropout(_DROPOUT, draw), quiet[some])
             loss = loss + behind_loss(model, prefix, chosen, eos)
             if not torch.isfinite(loss):
                 raise TrainingError(f"step {step + 1}: the loss is {float(loss)}: try a lower --lr")
@@ -128,7 +131,8 @@ def train_calls(
             optimizer.zero_grad(set_to_none=True)
             yield float(loss.detach())
     finally:
-        rows.requires_grad_(False)
+        for rows in learned:
+            rows.requires_grad_(False)
 
 
 def teach(
@@ -151,18 +155,22 @@ def teach(
     tokenizer, prefix = tokenizer_of(base), bank.packed().to(base.device)
     pack(base, backward=True)
     # A new start: rows that were learned before might be of other prefixes.
-    model = CallingGPT2(base, dataclasses.replace(bank, calls={}).calling(base).rows)
+    rows = dataclasses.replace(bank, calls={}).calling(base).rows
+    draw = torch.Generator().manual_seed(settings.seed)
+    shape = len(rows), _QUIET_ROWS, base.config.n_embd
+    model = CallingGPT2(base, rows, quiet=_QUIET_STD * torch.randn(shape, generator=draw))
     lessons = read_lessons(tokenizer, bank, base, sources, "train")
     texts = file_texts(tokenizer, files)
     check_positions(0, [Encoded(torch.tensor(lesson.ids), 1) for lesson in lessons], base)
     say(f"{len(lessons):,} tables and sentences; the model is writing text that calls nothing.")
-    ends = Ends.of(base, lessons)
+    ends = Ends.of(base, lessons, shorter=True)
     quiet = quiet_states(base, tokenizer.eos, lessons, texts, settings.own_texts, settings.seed)
     every = max(1, settings.steps // 10)
     for step, loss in enumerate(train_calls(model, prefix, lessons, ends, quiet, settings), 1):
         if step % every == 0:
             say(f"step {step}/{settings.steps}  loss {loss:.3f}")
-    save_calls(folder / CALLS_FILE, base, bank.names, model.rows, asdict(settings))
+    calls = zip(bank.names, map(Call, model.rows, model.quiet), strict=True)
+    save_calls(folder / CALLS_FILE, base, dict(calls), asdict(settings))
     if dev := read_lessons(tokenizer, bank, base, sources, "dev"):
         share = right_calls(model, Ends.of(base, dev))
         say(f"The right call at the end of {share:.1%} of the dev tables.")

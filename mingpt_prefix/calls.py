@@ -4,9 +4,11 @@
     ids = encode_call(tokenizer, "<|prefix:films|> title[The River]", callees)
     generate(model, [ids], prefix, *called_in([ids], model))
 
-A call's row is its embedding as input and, the head being tied, its row of the head. What a call
-does while tokens are generated is in `kv_cache`. Calls are read from prompts alone: in a table's
-value their text is text.
+A call's row is its embedding as input and, the head being tied, its row of the head. One row has to
+serve as both, and the states at the ends of phrases in prose are much like those at a table's end:
+so `quiet` rows, of the head alone, lower a call's logit there. What a call does while tokens are
+generated is in `kv_cache`. Calls are read from prompts alone: in a table's value their text is
+text.
 """
 
 from __future__ import annotations
@@ -33,11 +35,18 @@ _CALL = re.compile(r"<\|prefix:([^|>]*)\|>")
 class CallingGPT2(GPT2):
     """`base` with N more tokens in its vocabulary, which call prefixes; its weights are shared.
 
-    rows (N, C): their embeddings, the one parameter here that `base` has not. `may_emit` (N,) bool:
-    which of them the model may write; None: all. The others have the logit -inf.
+    rows (N, C): their embeddings, and `quiet` (N, J, C), of which J may be 0: the parameters here
+    that `base` has not. `may_emit` (N,) bool: which calls the model may write; None: all. The
+    others have the logit -inf.
     """
 
-    def __init__(self, base: GPT2, rows: Tensor, may_emit: Sequence[bool] | None = None):
+    def __init__(
+        self,
+        base: GPT2,
+        rows: Tensor,
+        may_emit: Sequence[bool] | None = None,
+        quiet: Tensor | None = None,
+    ):
         with torch.device("meta"):  # for every weight is the base's
             super().__init__(base.config, base.attention)
         self.wte, self.wpe, self.h, self.ln_f = base.wte, base.wpe, base.h, base.ln_f
@@ -48,8 +57,11 @@ class CallingGPT2(GPT2):
         )
         self.n_calls, self.n_words = len(rows), base.config.vocab_size
         self.config = replace(base.config, vocab_size=self.n_words + self.n_calls)
-        rows = rows.detach().to(base.device, base.wte.weight.dtype, copy=True)
-        self.rows = nn.Parameter(rows, requires_grad=False)
+        quiet = rows[:, None][:, :0] if quiet is None else quiet
+        self.rows, self.quiet = (
+            nn.Parameter(t.detach().to(base.wte.weight, copy=True), requires_grad=False)
+            for t in (rows, quiet)
+        )
         allowed = [True] * len(rows) if may_emit is None else list(may_emit)
         banned = ~torch.tensor(allowed, dtype=torch.bool, device=base.device)
         self.register_buffer("banned", banned, persistent=False)
@@ -62,8 +74,17 @@ class CallingGPT2(GPT2):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V + N) of hidden states (M, C)."""
-        calls = F.linear(hidden, self.rows).masked_fill(self.banned, -math.inf)
+        calls = self.call_logits(hidden).masked_fill(self.banned, -math.inf)
         return torch.cat([super().head(hidden), calls], dim=-1)
+
+    def call_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (M, N) of the calls: h · row_n - log(1 + Σ_j exp(h · quiet_nj)), as if beside each
+        call there were J ways of saying nothing."""
+        said = F.linear(hidden, self.rows)
+        if self.quiet.shape[1] == 0:
+            return said
+        unsaid = F.linear(hidden, self.quiet.flatten(0, 1)).unflatten(-1, self.quiet.shape[:2])
+        return said - F.softplus(unsaid.logsumexp(-1))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """The file of a bank's calls: the learned embeddings of special tokens, and whose they are.
 
-    save_calls(path, model, ["films", "restaurants"], rows, {"seed": 0})
+    save_calls(path, model, {"films": Call(row, quiet), "restaurants": other}, {"seed": 0})
     calls, info = read_calls(path)
 
-The file holds `calls` (N, C), as `mingpt_prefix.adapter_file` says.
+The file holds `calls` (N, C) and, since version 3, `quiet` (N, J, C), which `mingpt_prefix.calls`
+explains; otherwise it is as `mingpt_prefix.adapter_file` says.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,17 @@ from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.tables import printable
 
-VERSION = 2
-_TENSOR = "calls"
+VERSION = 3
+_CALLS, _QUIET, _FIRST_WITH_QUIET = "calls", "quiet", 3
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is learned of a call: its row (C,), and its quiet rows (J, C), of which J may be 0."""
+
+    row: Tensor
+    quiet: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,30 +57,36 @@ class CallsInfo:
 FORMAT = AdapterFormat("calls", "mingpt_prefix", CallsInfo, VERSION, PrefixError)
 
 
-def save_calls(path: Path, model: GPT2, names: Sequence[str], rows: Tensor, training: dict) -> None:
-    """Write the embeddings rows (N, C) of the calls of `names`, whole or not at all.
+def save_calls(path: Path, model: GPT2, calls: Mapping[str, Call], training: dict) -> None:
+    """Write learned calls of `model` by name, whole or not at all.
 
     Raises:
         PrefixError: when they are not finite, or cannot be written.
     """
-    info = CallsInfo(model.name, model.fingerprint, list(names), training)
-    FORMAT.save(path, {_TENSOR: rows}, info)
+    info = CallsInfo(model.name, model.fingerprint, list(calls), training)
+    FORMAT.save(path, _tensors(calls), info)
 
 
-def read_calls(path: Path) -> tuple[dict[str, Tensor], CallsInfo]:
-    """Read a file of calls, verified: the rows (C,) by name, and what is said of them.
+def read_calls(path: Path) -> tuple[dict[str, Call], CallsInfo]:
+    """Read a file of calls, verified: each by its name, and what is said of them.
 
     Raises:
         PrefixError: naming the file, when it is damaged, of a newer format, or no such file.
     """
     with FORMAT.open(path) as (file, info):
-        if list(file.keys()) != [_TENSOR]:
-            raise PrefixError(f"not a calls file: it must hold {_TENSOR} alone")
-        shape = tuple(file.get_slice(_TENSOR).get_shape())
+        held = [_CALLS, _QUIET] if info.version >= _FIRST_WITH_QUIET else [_CALLS]
+        if sorted(file.keys()) != held:
+            raise PrefixError(f"not a calls file: it must hold {' and '.join(held)} alone")
+        shape, *rest = (tuple(file.get_slice(name).get_shape()) for name in held)
         if len(shape) != 2 or shape[0] != len(info.names):
-            raise PrefixError(f"{_TENSOR} has shape {shape}, not a row for each of the names")
-        rows = FORMAT.read_tensor(file, _TENSOR)
-    return dict(zip(info.names, rows, strict=True)), info
+            raise PrefixError(f"{_CALLS} has shape {shape}, not a row for each of the names")
+        for other in rest:
+            if len(other) != 3 or other[::2] != shape:
+                raise PrefixError(f"{_QUIET} has shape {other}, and {_CALLS} {shape}")
+        rows = FORMAT.read_tensor(file, _CALLS)
+        quiet = FORMAT.read_tensor(file, _QUIET) if rest else rows[:, None][:, :0]
+    named = zip(info.names, rows, quiet, strict=True)
+    return {name: Call(row, own) for name, row, own in named}, info
 
 
 def forget_call(path: Path, name: str) -> None:
@@ -81,13 +96,19 @@ def forget_call(path: Path, name: str) -> None:
         PrefixError: when it cannot be read or written.
     """
     calls, info = read_calls(path)
-    kept = [other for other in info.names if other != name]
+    kept = {other: call for other, call in calls.items() if other != name}
     if kept:
-        rows = torch.stack([calls[other] for other in kept])
-        FORMAT.save(path, {_TENSOR: rows}, replace(info, names=kept))
+        FORMAT.save(path, _tensors(kept), replace(info, names=list(kept)))
     else:
         with FORMAT.naming(path):
             path.unlink()
+
+
+def _tensors(calls: Mapping[str, Call]) -> dict[str, Tensor]:
+    return {
+        _CALLS: torch.stack([call.row for call in calls.values()]),
+        _QUIET: torch.stack([call.quiet for call in calls.values()]),
+    }
 
 
 def check_name(name: object, where: str = "") -> None:

@@ -16,7 +16,7 @@ from mingpt_prefix import bank, call_training, tiny
 from mingpt_prefix.bank import CALLS_FILE, Bank, add_prefix, read_bank
 from mingpt_prefix.bank_writer import open_bank
 from mingpt_prefix.call_losses import Ends, right_calls
-from mingpt_prefix.calls_file import read_calls, save_calls
+from mingpt_prefix.calls_file import Call, read_calls, save_calls
 from mingpt_prefix.config import MODELS, Decoding
 from mingpt_prefix.describe import describe
 from mingpt_prefix.errors import PrefixError
@@ -114,12 +114,14 @@ def test_round_trip(folder: Path, base: GPT2, taught: Path) -> None:
     for name, kv, info in zip(read.names, read.prefixes, read.infos, strict=True):
         expected, said = read_prefix(taught / f"{name}.safetensors")
         assert torch.equal(kv.kv, expected.kv) and info == said
-    rows = torch.stack([read.calls[name] for name in read.names])
     again = folder / "again"
-    save_calls(again, base, read.names, rows, {"seed": 0})
-    assert torch.equal(torch.stack(list(read_calls(again)[0].values())), rows)
+    save_calls(again, base, read.calls, {"seed": 0})
+    found, _ = read_calls(again)
+    for name, call in read.calls.items():
+        assert len(call.quiet) > 0 and torch.equal(found[name].row, call.row)
+        assert torch.equal(found[name].quiet, call.quiet)
     first = again.read_bytes()
-    save_calls(again, base, read.names, rows, {"seed": 0})
+    save_calls(again, base, read.calls, {"seed": 0})
     assert again.read_bytes() == first and not list(folder.glob("*.part"))
 
 
@@ -173,11 +175,12 @@ def test_another_base_is_refused(folder: Path, taught: Path, tmp_path: Path) -> 
 
 
 def spoil_calls(folder: Path, **changed) -> None:
-    """The file of calls with other metadata, by default of version 1, which has no SHA-256."""
+    """The file of calls with other metadata, by default of version 1: no SHA-256, no quiet rows."""
     path = folder / CALLS_FILE
     info = json.loads(bank_metadata(path)) | {"version": 1} | changed
     del info["sha256"]
-    save_file(load_file(path), path, metadata={FORMAT.key: json.dumps(info)})
+    rows = {"calls": load_file(path)["calls"]}
+    save_file(rows, path, metadata={FORMAT.key: json.dumps(info)})
 
 
 def bank_metadata(path: Path) -> str:
@@ -200,7 +203,7 @@ SPOILED = {
     "'../../films' is no name": lambda f: spoil_calls(f, names=["../../films", "inns"]),
     "one of them twice": lambda f: spoil_calls(f, names=["films", "films"]),
     "a row for each of the names": lambda f: spoil_calls(f, names=["films", "inns", "more"]),
-    "format 3, and this program": lambda f: spoil_calls(f, version=3),
+    "format 4, and this program": lambda f: spoil_calls(f, version=4),
     "its SHA-256 differs": lambda f: spoil_calls(f, version=2),
     "names is not of type list": lambda f: spoil_calls(f, names="films"),
     "not a calls file": lambda f: save_file({"calls": torch.zeros(2, 32)}, f / CALLS_FILE),
@@ -217,10 +220,14 @@ def test_a_spoiled_bank_is_one_line_and_exit_code_2(call, folder: Path, said: st
 
 
 def test_rows_that_are_not_finite_or_not_as_wide_are_refused(folder: Path, base: GPT2) -> None:
-    read = read_bank(folder)
-    with pytest.raises(PrefixError, match="NaN"):
-        save_calls(folder / CALLS_FILE, base, read.names, torch.full((2, 192), torch.nan), {})
-    save_calls(folder / CALLS_FILE, base, read.names, torch.zeros(2, 31), {})
+    path, nan = folder / CALLS_FILE, torch.full((1, 192), torch.nan)
+    for bad in (Call(nan[0], nan[:0]), Call(torch.zeros(192), nan)):
+        with pytest.raises(PrefixError, match="NaN"):
+            save_calls(path, base, {"films": bad}, {})
+    save_calls(path, base, {"films": Call(torch.zeros(192), torch.zeros(1, 31))}, {})
+    with pytest.raises(PrefixError, match=r"quiet has shape \(1, 1, 31\), and calls \(1, 192\)"):
+        read_bank(folder)
+    save_calls(path, base, {"films": Call(torch.zeros(31), torch.zeros(1, 31))}, {})
     with pytest.raises(PrefixError, match="not as wide as the model, 192"):
         read_bank(folder).calling(base)
 

@@ -117,6 +117,27 @@ def test_a_call_that_was_not_learned_is_never_written(prefix) -> None:
     assert any(token > EOS for new in others for token in new)
 
 
+def test_quiet_rows_keep_calls_from_being_written(prefix) -> None:
+    """Each is one more way to say nothing; words are as likely as without them."""
+    loud, draw = make_calling(1.6), torch.Generator().manual_seed(4)
+    hidden = torch.randn(5, CONFIG.n_embd, generator=draw, dtype=torch.double)
+    quiet = torch.randn(N, 3, CONFIG.n_embd, generator=draw, dtype=torch.double)
+    model = CallingGPT2(make_model(), loud.rows, quiet=quiet)
+    ways = 1 + torch.einsum("mc,njc->mnj", hidden, quiet).exp().sum(-1)
+    without = loud.head(hidden)
+    assert torch.equal(model.head(hidden)[:, :V], without[:, :V])
+    torch.testing.assert_close(model.head(hidden)[:, V:], without[:, V:] - ways.log())
+    prompts, rules = make_prompts(24), dict(max_new_tokens=MOST, prefix_from=[0] * 24)
+
+    def n_calls(model: CallingGPT2) -> int:
+        written = generate(model, prompts, prefix, [-1] * 24, **rules)
+        return sum(token >= V for new in written for token in new)
+
+    assert n_calls(model) < n_calls(loud)
+    model = CallingGPT2(make_model(), loud.rows, quiet=torch.zeros(N, 2**12, CONFIG.n_embd))
+    assert n_calls(model) == 0
+
+
 @pytest.mark.parametrize("how", [dict(beams=4), dict(temperature=1.5, num_return_sequences=3)])
 def test_beams_and_samples_call_too(prefix, how: dict) -> None:
     """Their scores are the sums of log-probabilities that the whole model gives."""

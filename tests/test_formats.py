@@ -4,7 +4,7 @@ A run stopped after step 3 of 6 (its checkpoint, log and settings), the prefix t
 the base and tables that both runs began with. run-1: checkpoints without a SHA-256, run.json with
 the digest of the training data alone. run-2: with a SHA-256 and what it was computed on, and
 digests of the dev data and the base model too. prefix-N, lora-N and calls-N: a file of each version
-of these formats, all with the same content.
+of these formats, all with the same content, to which calls-3 adds quiet rows.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ RUNS = pytest.mark.parametrize("name", sorted(path.name for path in KEPT.glob("r
 
 def tensors_of(content) -> list[torch.Tensor]:
     if isinstance(content, dict):
-        return [content[name] for name in sorted(content)]
+        return [content[name].row for name in sorted(content)]
     return [content.kv] if isinstance(content, PrefixKV) else content.tensors()
 
 
@@ -80,6 +80,23 @@ def test_every_version_is_read_as_the_newest(name: str, module, read) -> None:
         assert dataclasses.replace(info, version=told.version) == told
         for one, other in zip(tensors_of(content), tensors_of(newest), strict=True):
             assert torch.equal(one, other)
+
+
+def test_quiet_rows_came_with_version_3() -> None:
+    found = [calls_file.read_calls(KEPT / f"calls-{n}.safetensors")[0] for n in (1, 2, 3)]
+    shapes = [{tuple(call.quiet.shape) for call in calls.values()} for calls in found]
+    assert shapes == [{(0, 4)}, {(0, 4)}, {(2, 4)}]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_call_is_forgotten_in_files_of_any_version(version: int, tmp_path: Path) -> None:
+    path = Path(shutil.copy(KEPT / f"calls-{version}.safetensors", tmp_path))
+    before, told = calls_file.read_calls(path)
+    calls_file.forget_call(path, "films")
+    after, now = calls_file.read_calls(path)
+    assert now == dataclasses.replace(told, names=["inns"], version=calls_file.VERSION)
+    assert torch.equal(after["inns"].row, before["inns"].row)
+    assert torch.equal(after["inns"].quiet, before["inns"].quiet)
 
 
 @EACH_KIND
