@@ -26,7 +26,7 @@ from mingpt_prefix.console import (
 )
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
-from mingpt_prefix.machine import peak_memory
+from mingpt_prefix.machine import keep_freed_memory, peak_memory
 from mingpt_prefix.plots import save_loss_curve
 from mingpt_prefix.resuming import go_on
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
@@ -113,6 +113,8 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
 def run_training(args: TrainArgs, world: World) -> int:
     config, why = resume(args) if args.resume else resolve(args)
     say(why)
+    if config.device == "cpu":
+        keep_freed_memory()
     model = load_base(config)
     task = load_task(config, model.config)
     trainer = Trainer(config, model, task.train_set, task.dev_set, world, args.graphs)

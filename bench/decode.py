@@ -20,8 +20,8 @@ import torch
 import tyro
 from e2e_lengths import examples
 from report import decode_table
-from speed import Args as SpeedArgs
-from speed import base, configure
+from speed_methods import Args as SpeedArgs
+from speed_methods import base, configure
 from timing import timed
 
 from mingpt_prefix.config import MODELS, TrainConfig

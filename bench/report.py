@@ -173,6 +173,9 @@ def speed_table(record: dict) -> str:
                 lines.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
         floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
         lines.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
+        if (peers_too := shape.get("peers_keep_memory")) is not None:
+            rest = "the peers do too, by a flag" if peers_too else "the peers' scripts do not"
+            lines.append(f"- ours keep the memory they free (glibc's mallopt), and {rest}")
         for row in shape["rows"]:
             if graphs := row.get("graphs"):
                 lines.append(

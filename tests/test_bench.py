@@ -30,6 +30,44 @@ def test_attention_is_checked_where_it_cannot_be_timed(interpreted: str, tmp_pat
     assert json.loads(path.read_text())["attention"] == []
 
 
+def test_steps_are_timed_beside_the_peers_in_processes_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    path = tmp_path / "speed.json"
+    done = run("speed.py", "--model", "tiny", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    (shape,) = json.loads(path.read_text())["shapes"]
+    assert "- PEFT prefix / prefix: " in done.stdout
+    names = ["prefix", "fine-tuning", "PEFT prefix", "transformers fine-tuning"]
+    assert [row["method"] for row in shape["rows"]] == names
+    for row in shape["rows"]:
+        assert len(row["seconds"]) == 3 and min(row["seconds"]) > 0
+        assert 0.5 < sum(row["shares"].values()) <= 1.05
+        assert row["peak_memory"] is None or row["peak_memory"] > 50e6
+    ours, theirs = shape["rows"][1], shape["rows"][3]  # both with two moments of every weight
+    assert ours["optimizer_bytes"] == pytest.approx(theirs["optimizer_bytes"], rel=1e-3)
+
+
+def test_a_method_whose_process_ends_is_named(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import speed_workers
+    from speed_methods import Args
+
+    with speed_workers.Worker(Args(), "tiny", "prefix") as worker:
+        worker.process.kill()
+        with pytest.raises(SystemExit, match="prefix: its process ended, with exit code -9"):
+            worker.run([[0]])
+
+
+def test_decoding_is_timed_beside_peft(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    path = tmp_path / "decode.json"
+    flags = ["--model", "tiny", "--quick", "--new-tokens", "4", "--beams", "1"]
+    done = run("decode.py", *flags, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["decoding"]
+    assert [row["method"] for row in rows] == ["ours", "PEFT"]
+
+
 def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: Path) -> None:
     """With a Python that fails in one part and hangs in another."""
     python, out = tmp_path / "python", tmp_path / "out"

@@ -6,6 +6,9 @@ is compared at the rates of the paper's recipes, and high ones in float64.
 """
 
 import gc
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from mingpt_prefix import training
 from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.machine import keep_freed_memory
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.tasks import load_task
 from mingpt_prefix.training import Trainer
@@ -139,10 +143,26 @@ def resident() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_had_again_as_it_is() -> None:
+    """Without page faults: the system clears nothing anew."""
+    code = (
+        "import resource, torch; from mingpt_prefix.machine import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(12 << 20)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "keep_freed_memory(); torch.ones(48 << 20); print(faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 12  # 48 MiB in the largest pages would have 24
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
 @pytest.mark.parametrize("config", SMALL, ids=["prefix", "finetune"])
 def test_memory_is_flat_over_2000_steps(config: TrainConfig) -> None:
+    keep_freed_memory()  # as train.py does
     trainer, held = make(replace(config, max_steps=2000)), {}
     for progress in trainer.steps():
         if progress.step in (200, 2000):
