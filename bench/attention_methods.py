@@ -156,6 +156,8 @@ def flash(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
 
 @cache
 def _compiled() -> Callable:
+    # Its backward is timed alone, many times after one forward, and may not use up what that left.
+    torch._functorch.config.donated_buffer = False
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -13,7 +13,7 @@ out=${1:-runs/gpu}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python
+  PYTHON=python3
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -41,17 +41,31 @@ part() {
   ((code == 0)) || tail -n 5 "$out/$name.log" | sed 's/^/  /'
 }
 
+# In a checkout that is not installed, only a link makes the kernels a part of the package.
+if ! "$PYTHON" -c 'import mingpt_prefix.kernels' 2>/dev/null; then
+  ln -s ../kernels mingpt_prefix/kernels
+  trap 'rm mingpt_prefix/kernels' EXIT
+  "$PYTHON" -c 'import mingpt_prefix.kernels, mingpt_prefix.training' || exit 1
+fi
+
 "$PYTHON" -c 'import torch; from mingpt_prefix.machine import machine_line as line
 print(line(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'
 
-part tests 180 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider
-part attention 150 "$PYTHON" bench/attention.py --quick --json "$out/attention.json"
-part speed 150 "$PYTHON" bench/speed.py --attention triton --rounds 5 --json "$out/speed_gpu.json"
-part decode 50 "$PYTHON" bench/decode.py --attention triton --json "$out/decode_gpu.json"
-part bank 40 "$PYTHON" bench/bank.py --only-batches --model tiny --attention triton \
+# pytest-xdist, where it is installed, has the kernels compiled side by side.
+workers=()
+"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+
+# cuBLAS is deterministic with this, which the checks ask for.
+part kernels 150 env CUBLAS_WORKSPACE_CONFIG=:4096:8 \
+  "$PYTHON" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/kernel_checks.py
+part tests 100 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests/test_graphs.py
+part speed 130 "$PYTHON" bench/speed.py --attention triton --rounds 5 --json "$out/speed_gpu.json"
+part decode 45 "$PYTHON" bench/decode.py --attention triton --json "$out/decode_gpu.json"
+part bank 30 "$PYTHON" bench/bank.py --only-batches --model tiny --attention triton \
   --json "$out/bank_gpu.json"
-part table 150 "$PYTHON" bench/table.py --quick --beams 1 --out "$out/table" \
-  --json "$out/table_gpu.json"
+part attention 130 "$PYTHON" bench/attention.py --quick --json "$out/attention.json"
+part table 150 "$PYTHON" bench/table.py --quick --beams 1 --methods frozen prefix finetune \
+  --out "$out/table" --json "$out/table_gpu.json"
 
 echo "In $out after $SECONDS s:" "$(cd "$out" && ls -- *.json 2>/dev/null | tr '\n' ' ')"
 if ((${#failed[@]})); then

@@ -86,6 +86,8 @@ def ablation_table(record: dict) -> str:
 def _metric_cells(rows: Sequence[dict]) -> list[str]:
     return [
         _mean_and_spread([factor * row["scores"][name] for row in rows], digits)
+        if all(name in row["scores"] for row in rows)
+        else "–"
         for name, (_, factor, digits) in _METRICS.items()
     ]
 

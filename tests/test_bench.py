@@ -73,7 +73,7 @@ def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: P
     python, out = tmp_path / "python", tmp_path / "out"
     python.write_text(
         "#!/usr/bin/env bash\n"
-        'case "$*" in *attention.py*) echo no kernel; exit 3;; *speed.py*) sleep 60;; esac\n'
+        'case "$*" in *speed.py*) echo no kernel; exit 3;; *decode.py*) sleep 60;; esac\n'
         'while (($#)); do [[ $1 == --json ]] && echo "{}" > "$2"; shift; done\n'
     )
     python.chmod(0o755)
@@ -82,9 +82,10 @@ def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 5, done.stdout
     assert "tests: exit code 0" in done.stdout and "no kernel" in done.stdout
-    assert "Failed: attention (exit code 3)" in done.stdout
-    assert "Failed: speed (stopped after" in done.stdout
-    assert "Failed: decode (no time left)" in done.stdout
+    assert "Failed: speed (exit code 3)" in done.stdout
+    assert "Failed: decode (stopped after" in done.stdout
+    assert "Failed: attention (no time left)" in done.stdout
     assert "Failed: bank (no time left)" in done.stdout
     assert "Failed: table (no time left)" in done.stdout
-    assert sorted(p.name for p in out.iterdir()) == ["attention.log", "speed.log", "tests.log"]
+    names = ["decode.log", "kernels.log", "speed.log", "tests.log"]
+    assert sorted(p.name for p in out.iterdir()) == names

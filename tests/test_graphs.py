@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
@@ -23,7 +24,7 @@ from test_training import (
 )
 
 from mingpt_prefix import training
-from mingpt_prefix.batch import PackedBatch, PrefixKV, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.buckets import Bucket, round_up
 from mingpt_prefix.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.config import ModelConfig, TrainConfig
@@ -244,11 +245,11 @@ GPU_SHAPE = ModelConfig(2, 2, 128, vocab_size=512, n_positions=64, eos_token_id=
 GPU = replace(PREFIX, device="cuda", attention="triton", dtype="bf16", mid_dim=64, evals=1)
 
 
-def make_on_gpu(config: TrainConfig, count: int = 200) -> Trainer:
+def make_on_gpu(config: TrainConfig, data: Sequence[Encoded] | None = None) -> Trainer:
     model = GPT2(GPU_SHAPE, "triton").initialize(1).to("cuda")
     if config.mode == "prefix" and config.dtype == "bf16":
         model = model.bfloat16()
-    return Trainer(config, model, examples(count), [])
+    return Trainer(config, model, examples(200) if data is None else data, [])
 
 
 def on_gpu(test):
@@ -291,7 +292,8 @@ def test_equal_runs_on_a_gpu_give_equal_bytes() -> None:
 def test_nothing_is_captured_compiled_or_allocated_after_a_while(mode: str) -> None:
     triton = pytest.importorskip("triton")
     config = replace(GPU, mode=mode, prefix_length=4 if mode == "prefix" else 0, max_steps=2200)
-    trainer, compiled, held = make_on_gpu(config), [], {}
+    # Of two lengths: a few buckets, all of them met within 200 steps.
+    trainer, compiled, held = make_on_gpu(config, examples(2) * 99), [], {}
     runtime = triton.knobs.runtime
     before = runtime.jit_post_compile_hook
     runtime.jit_post_compile_hook = lambda **_: compiled.append(1)
@@ -317,7 +319,8 @@ def test_a_stopped_run_of_graphs_ends_at_the_bytes_of_a_whole_one(
 ) -> None:
     flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data)]
     flags += ["--device", "cuda", "--attention", "triton", "--dtype", "bf16"]
-    flags += ["--batch-size", "8", "--epochs", "100", "--evals", "2"]
+    flags += ["--batch-size", "8", "--micro-batch-size", "8", "--optimizer", "adamw"]
+    flags += ["--lr", "0.001", "--epochs", "100", "--evals", "2"]
     said = finish(start_training(1, *flags, "--out", str(tmp_path / "whole"), stdout=PIPE))
     assert "Each step is a CUDA graph." in said
     process = start_training(1, *flags, "--out", str(tmp_path / "cut"), stdout=PIPE)
