@@ -70,6 +70,14 @@ class AdapterFormat:
             self._check_size(path)
             yield
 
+    def claims(self, path: Path) -> bool:
+        """Whether a file says that it is of this kind; one that cannot be read does not."""
+        try:
+            with self.reading(path), safe_open(path, "pt") as file:
+                return self.key in (file.metadata() or {})
+        except AdapterError:
+            return False
+
     @contextlib.contextmanager
     def naming(self, path: Path) -> Iterator[None]:
         """What goes wrong with the file `path`, as `error` that names it."""

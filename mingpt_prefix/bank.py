@@ -23,7 +23,7 @@ from mingpt_prefix.calls import Callee, CallingGPT2
 from mingpt_prefix.calls_file import Call, check_name, forget_call, read_calls
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.errors import ConfigError, PrefixError
-from mingpt_prefix.export import prefix_file
+from mingpt_prefix.export import learned_file
 from mingpt_prefix.files import remove_parts
 from mingpt_prefix.folder import reason, shown
 from mingpt_prefix.model import GPT2
@@ -150,7 +150,7 @@ def add_prefix(folder: Path, name: str, source: Path) -> None:
             bank, or the name is not a safe one; the folder is then as it was.
     """
     check_name(name)
-    kv, info = _read_infix(prefix_file(source))
+    kv, info = _read_infix(learned_file(source))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_parts(folder)

@@ -86,8 +86,8 @@ def open_bank(config: SampleConfig) -> BankWriter:
         ConfigError, PrefixError, WeightsError: for flags that exclude each other, and for files
             that are missing, damaged, or do not fit each other.
     """
-    if config.run is not None or config.prefix is not None:
-        raise ConfigError("--bank excludes --run and --prefix")
+    if any(file is not None for file in (config.run, config.prefix, config.lora)):
+        raise ConfigError("--bank excludes --run, --prefix and --lora")
     bank: Bank = read_bank(config.bank)
     name = known_base(bank, config.model)
     base = load_model(name, config.device, config.dtype, config.attention)

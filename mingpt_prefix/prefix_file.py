@@ -112,7 +112,8 @@ def rows_digest(kv: PrefixKV) -> str:
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
     """Raises PrefixError unless the prefix was made for exactly this model."""
     if info.is_beside_lora and info.fingerprint != model.fingerprint:
-        raise PrefixError("the prefix was trained with LoRA: name the run that they are both in")
+        how = "name the run that they are both in; sample.py takes both files too, by --lora"
+        raise PrefixError(f"the prefix was trained with LoRA: {how}")
     FORMAT.check_base(info, model.fingerprint, model.name)
     config = model.config
     expected = (config.n_layer, 2, info.length, config.n_head, config.head_dim)

@@ -21,6 +21,8 @@ class SampleConfig:
     """a run's folder; the newest finished one under runs/ if not given"""
     prefix: Path | None = None
     """a prefix file, in place of a run"""
+    lora: Path | None = None
+    """a LoRA file, in place of a run; with --prefix: one that was trained together with it"""
     bank: Path | None = None
     """a folder of prefixes, in place of one: which of them is seen is said in a prompt by
     <|prefix:NAME|>, or chosen by the model"""
@@ -30,7 +32,7 @@ class SampleConfig:
     prompts: str | None = None
     """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
-    """the model a prefix was made for: needed for a folder, a known name is found by itself"""
+    """the model a prefix or LoRA was made for: a folder must be named, a known name is found"""
     beams: int = 1
     """beam search with so many beams; 1 is greedy"""
     temperature: float | None = None
@@ -61,7 +63,7 @@ class SampleConfig:
     serve: bool = False
     """a web page and POST /generate on this machine, in place of --table and --input"""
     beside: tuple[Path, ...] = ()
-    """with --serve: further runs and prefix files to choose from"""
+    """with --serve: further runs, prefix files and LoRA files to choose from"""
     host: str = "127.0.0.1"
     """with --serve: the address to listen on; other machines reach any but the default"""
     port: int = 8000

@@ -14,6 +14,7 @@ from typing import Literal
 from mingpt_prefix.batch import encode_prompt
 from mingpt_prefix.errors import ConfigError, TableError
 from mingpt_prefix.folder import shown
+from mingpt_prefix.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.prefix_file import read_fitting
 from mingpt_prefix.runs import RUN_FILE, RUNS, RunFolder, newest_finished, read_run
 from mingpt_prefix.sample_config import SampleConfig
@@ -63,28 +64,30 @@ def open_voices(config: SampleConfig) -> list[Voice]:
     Raises:
         MingptPrefixError: as `open_writer`; and where a prefix beside is not of the first's model.
     """
-    if config.run is None and config.prefix is None and config.model is None:
+    if all(named is None for named in (config.run, config.prefix, config.lora, config.model)):
         config = replace(config, run=newest_finished(RUNS))
     first = open_writer(config)
     tuned, prefixes = [], []
-    if config.run is not None and _mode(config.run) != "prefix":
-        tuned.append((config.run.resolve().name, first))
+    if config.lora is not None or (config.run is not None and _mode(config.run) != "prefix"):
+        tuned.append((_first_name(config), first))
     elif first.prefix is not None:
         prefixes.append((_first_name(config), first))
     for path in config.beside:
         mode = _mode(path) if (path / RUN_FILE).exists() else "prefix"
+        alone = replace(config, run=None, prefix=None, lora=None)
         if mode != "prefix":
             # LoRA is on a base that may have to be named; other runs have a model of their own.
             base = config.model if mode in ("lora", "prefix+lora") else None
-            flags = replace(config, run=path, prefix=None, model=base)
-            tuned.append((path.resolve().name, open_writer(flags)))
+            tuned.append((path.resolve().name, open_writer(replace(alone, run=path, model=base))))
+        elif LORA_FORMAT.claims(path):
+            tuned.append((_file_name(path), open_writer(replace(alone, lora=path))))
         else:
             prefixes.append(_prefix_beside(path, first))
-    alone = "the same model without a prefix" if prefixes else first.origin
+    origin = "the same model without a prefix" if prefixes else first.origin
     frozen = (
         []
         if tuned and tuned[0][1] is first
-        else [(FROZEN, replace(first, prefix=None, origin=alone))]
+        else [(FROZEN, replace(first, prefix=None, origin=origin))]
     )
     kinds: list[tuple[Kind, list]] = [("prefix", prefixes), (FROZEN, frozen), ("fine-tuned", tuned)]
     voices: list[Voice] = []
@@ -103,12 +106,14 @@ def _mode(folder: Path) -> object:
 def _first_name(config: SampleConfig) -> str:
     if config.run is not None:
         return config.run.resolve().name
-    return "shipped" if config.prefix is None else _file_name(config.prefix)
+    file = config.prefix if config.lora is None else config.lora
+    return "shipped" if file is None else _file_name(file)
 
 
 def _file_name(file: Path) -> str:
-    """What a prefix file is called: by its folder where its own name is that of all runs'."""
-    is_of_run = file.name == RunFolder(file.parent).prefix_file.name
+    """What a learned file is called: by its folder where its own name is that of all runs'."""
+    run = RunFolder(file.parent)
+    is_of_run = file.name in (run.prefix_file.name, run.lora_file.name)
     return file.resolve().parent.name if is_of_run else file.stem
 
 

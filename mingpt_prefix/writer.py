@@ -66,7 +66,7 @@ class Writer:
 
 
 def open_writer(config: SampleConfig) -> Writer:
-    """The writer that the flags name; without --run and --prefix, the newest that fits.
+    """The writer that the flags name; without --run, --prefix and --lora, the newest that fits.
 
     That is the newest finished run under runs/, else the embedded model with the prefix shipped
     beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
@@ -75,8 +75,14 @@ def open_writer(config: SampleConfig) -> Writer:
         ConfigError, CheckpointError, WeightsError, PrefixError: for flags that exclude each other,
             and for files that are missing, damaged, or do not fit each other.
     """
-    if config.run is not None and config.prefix is not None:
-        raise ConfigError("--run and --prefix exclude each other")
+    if config.run is not None and (config.prefix is not None or config.lora is not None):
+        name = "--prefix" if config.prefix is not None else "--lora"
+        raise ConfigError(f"--run and {name} exclude each other")
+    if config.lora is not None:
+        called = f"the LoRA {_shown(config.lora)}"
+        if config.prefix is not None:
+            called = f"the prefix {_shown(config.prefix)} and {called}"
+        return _with_lora(config, config.lora, config.prefix, called)
     if config.prefix is not None:
         return _with_prefix(config, config.prefix, f"the prefix {_shown(config.prefix)}")
     if config.run is not None:
@@ -97,8 +103,11 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
     mode = content["config"].get("mode")
     if mode == "prefix":
         return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
-    if mode in ("lora", "prefix+lora"):
-        return _with_lora(config, run, called, has_prefix=mode == "prefix+lora")
+    if mode == "lora":
+        return _with_lora(config, run.lora_file, None, f"LoRA of {called}")
+    if mode == "prefix+lora":
+        what = f"the prefix and LoRA of {called}"
+        return _with_lora(config, run.lora_file, run.prefix_file, what)
     if mode not in ("finetune", "pretrain"):
         raise CheckpointError(f"{_shown(folder)}: unknown mode '{printable(str(mode))}'")
     if config.model is not None:
@@ -119,15 +128,12 @@ def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
     return _writer(model, kv, info, f"{called} on {_shown(base)}")
 
 
-def _with_lora(config: SampleConfig, run: RunFolder, called: str, has_prefix: bool) -> Writer:
-    how = (config.device, config.dtype, config.attention)
-    model, lora = load_folded(config.model, run.lora_file, *how)
-    on = _shown(config.model or lora.base)
-    if not has_prefix:
-        writer = _writer(model, None, None, f"LoRA of {called} on {on}")
-        return replace(writer, text_format=lora.text_format)
-    kv, info = read_fitting(run.prefix_file, model)
-    return _writer(model, kv, info, f"the prefix and LoRA of {called} on {on}")
+def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Writer:
+    model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
+    called += f" on {_shown(config.model or lora.base)}"
+    if prefix is None:
+        return replace(_writer(model, None, None, called), text_format=lora.text_format)
+    return _writer(model, *read_fitting(prefix, model), called)
 
 
 def _of_model(config: SampleConfig) -> Writer:

@@ -126,6 +126,35 @@ def test_a_server_s_voices(made: Path, small_model: Path) -> None:
     ]  # fmt: skip
     (both,) = open_voices(SampleConfig(run=made / "prefix+lora", model=str(small_model)))
     assert (both.name, both.kind) == ("prefix+lora", "fine-tuned") and both.writer.prefix
+    # By their files, which have the name of every run's.
+    file = made / "lora" / "lora.safetensors"
+    (alone,) = open_voices(SampleConfig(lora=file, model=str(small_model)))
+    assert (alone.name, alone.kind) == ("lora", "fine-tuned")
+    found = open_voices(dataclasses.replace(flags, beside=(file, made / "prefix+lora")))
+    assert [v.name for v in found] == ["prefix", "frozen", "lora", "prefix+lora"]
+    assert found[2].writer.model.fingerprint == voices[2].writer.model.fingerprint
+
+
+def test_sample_takes_the_files_of_a_run(made: Path, small_model: Path, capsys, monkeypatch):
+    monkeypatch.chdir(made)
+    lora, prefix = "prefix+lora/lora.safetensors", "prefix+lora/prefix.safetensors"
+    how = ["--model", str(small_model), *TABLE, "--max-new-tokens", "6"]
+    for run, files in (
+        ("lora", ["--lora", "lora/lora.safetensors"]),
+        ("prefix+lora", ["--lora", lora, "--prefix", prefix]),
+    ):
+        assert sample.main(["--run", run, *how]) == 0
+        said = capsys.readouterr().out
+        assert sample.main([*files, *how]) == 0
+        assert capsys.readouterr().out == said
+    other = ["--lora", "lora/lora.safetensors", "--prefix", prefix]
+    assert "was trained with LoRA" in refusal(capsys, sample, *other, *how)
+    other = ["--lora", lora, "--prefix", "prefix/prefix.safetensors"]
+    assert "was made for the weights of" in refusal(capsys, sample, *other, *how)
+    line = refusal(capsys, sample, "--run", "lora", "--lora", lora, *how)
+    assert "--run and --lora exclude each other" in line
+    assert "not a LoRA file" in refusal(capsys, sample, "--lora", prefix, *how)
+    assert "absent: no such file" in refusal(capsys, sample, "--lora", "absent", *how)
 
 
 def test_a_prefix_trained_with_lora_is_no_use_without(
@@ -137,7 +166,8 @@ def test_a_prefix_trained_with_lora_is_no_use_without(
     assert why in refusal(capsys, sample, "--prefix", file, *base, *TABLE)
     assert why in refusal(capsys, train, *base, "--init-prefix", file, "--data", small_data)
     assert why in refusal(capsys, export, "--to", "peft", file, "out")
-    assert "another mode" in refusal(capsys, export, "--to", "peft", "prefix+lora", "out")
+    line = refusal(capsys, export, "--to", "peft", "prefix+lora", "out")
+    assert "a run of prefix+lora, and other libraries have no adapter that is both" in line
     # Nor with LoRA that is not its own.
     twin = made / "twin"
     twin.mkdir()
