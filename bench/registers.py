@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 
 # The package has functions of these names.
 prefix = importlib.import_module("mingpt_prefix.kernels.prefix_attention")
+gradient = importlib.import_module("mingpt_prefix.kernels.prefix_gradient")
 decode = importlib.import_module("mingpt_prefix.kernels.decode_attention")
 
 RESULTS = Path(__file__).parent / "results" / "registers.json"
@@ -39,8 +40,10 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 KERNELS = {
-    prefix: ("_forward_kernel", "_query_kernel", "_key_kernel", "_prefix_kernel", "_add_kernel"),
+    prefix: ("_forward_kernel", "_query_kernel", "_key_kernel"),
+    gradient: ("_prefix_kernel", "_add_kernel"),
     decode: ("_decode_kernel", "_combine_kernel"),
 }
 
@@ -54,8 +57,8 @@ class Recorder:
     def __getitem__(self, grid) -> Callable:
         return self.launch
 
-    def launch(self, *args, num_warps: int = 4, **constants) -> None:
-        options = {"num_warps": num_warps, "enable_fp_fusion": constants.pop("enable_fp_fusion")}
+    def launch(self, *args, **constants) -> None:
+        options = {name: constants.pop(name) for name in _OPTIONS if name in constants}
         values = {**dict(zip(self.kernel.arg_names, args, strict=False)), **constants}
         signature, fixed, attrs = {}, {}, {}
         for parameter in self.kernel.params:
@@ -96,8 +99,8 @@ def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 
                 stack.enter_context(mock.patch.object(module, name, recorder))
         output = prefix.launch_forward(qkv, kv, layout, max_seq_len)
         inputs = (output[0], qkv, kv, output, layout, max_seq_len)
-        prefix.launch_backward(*inputs)
-        prefix.launch_prefix_backward(*inputs)
+        _, delta = prefix.launch_backward(*inputs)
+        gradient.launch_prefix_backward(*inputs, delta)
         kv = kv.to(dtype)
         decode.launch_decode(qkv[:n_seqs], kv, table, table[:, 0], kv, *layout[1:3])
     return noted
@@ -133,7 +136,7 @@ def table(dtypes: dict[str, torch.dtype] = DTYPES) -> Iterator[dict]:
                 "dtype": dtype,
                 "max_seq_len": max_seq_len,
                 "prefix_rows": n_rows,
-                "warps": options["num_warps"],
+                "warps": options.get("num_warps", 4),
                 **resources(source, options, architecture),
             }
 

@@ -14,6 +14,10 @@ INFINITY = tl.constexpr(float("inf"))
 # Exponentials are powers of 2, which is what the hardware computes.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+# seq_starts, prefix_starts, prefix_ids, prefix_from
+Layout = tuple[Tensor, Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # output (or the gradient of qkv) and log-sum-exp (or delta)
+
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -79,11 +83,29 @@ def locate_prefix(p_starts, p_ids, seq):
     return first, (end - first).to(tl.int32)
 
 
+@triton.jit
+def weights(
+    b_left, b_right, b_d_left, b_d_right, b_lse, b_delta, m_seen, scale, MASKED: tl.constexpr
+):
+    """Attention weights and their scores' gradient, queries by keys or keys by queries.
+
+    `left` and `right` are queries and keys or the reverse; `d_left` and `d_right` the output's
+    gradient and the values. `lse` and `delta` are laid along the queries' side.
+    """
+    b_s = dot(b_left, tl.trans(b_right))
+    if MASKED:
+        b_s = tl.where(m_seen, b_s, -INFINITY)
+    b_p = tl.exp2(b_s * scale - b_lse)
+    b_dp = dot(b_d_left, tl.trans(b_d_right))
+    return b_p, b_p * (b_dp - b_delta)
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Sizes of blocks: queries, keys, prefix rows, and the head size, made a power of two.
 
-    In the backward pass the first is what a program has, the second what it goes over.
+    M is a multiple of N. In the backward pass the first is what a program has, the second what it
+    goes over. `stages` is how many blocks of the inner loop are under way at once.
     """
 
     M: int
@@ -91,11 +113,12 @@ class Tiles:
     P: int
     D: int
     warps: int
+    stages: int
 
     @property
     def options(self) -> dict[str, int | bool]:
         # Multiplication and addition fused, as every Triton before 3.10 does unasked.
-        return {"num_warps": self.warps, "enable_fp_fusion": True}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
@@ -104,18 +127,23 @@ def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool
     float32 products are exact, hence without tensor cores, and hold all in registers: small blocks.
     So do large heads. Short sequences (E2E's have 54 tokens on average) want little waste and many
     programs; long ones large blocks, in the backward pass no larger than its two sums leave room
-    for. A short prefix has a block of its own size.
+    for.
     """
     block_d = max(16, triton.next_power_of_2(qkv.shape[-1]))
     if qkv.dtype == torch.float32:
-        m, n, warps = (32, 32, 4) if block_d <= 64 else (16, 16, 4)
+        sizes = (32, 32, 32, 4) if block_d <= 64 else (16, 16, 16, 4)
     elif block_d > 128:
-        m, n, warps = 32, 32, 4
+        sizes = 32, 32, 32, 4
     elif block_d > 64 or max_seq_len <= 256:
-        m, n, warps = 64, 32, 4
-    elif forward:
-        m, n, warps = 128, 64, 8
+        sizes = 64, 32, 32, 4
     else:
-        m, n, warps = 64, 64, 4
-    n_rows = max(16, triton.next_power_of_2(prefix_kv.shape[1]))
-    return Tiles(m, n, min(n_rows, n if forward else min(n, 32)), block_d, warps)
+        sizes = (128, 64, 64, 8) if forward else (64, 64, 32, 4)
+    return make_tiles(*sizes, 3, block_d, prefix_kv.shape[1])
+
+
+def make_tiles(
+    m: int, n: int, most_p: int, warps: int, stages: int, block_d: int, n_rows: int
+) -> Tiles:
+    """Blocks of these sizes; a short prefix has a block of its own size."""
+    block_p = min(max(16, triton.next_power_of_2(n_rows)), most_p)
+    return Tiles(m, n, block_p, block_d, warps, stages)
