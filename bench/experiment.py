@@ -64,8 +64,11 @@ class TestSet:
         return {"scores": scores, "slot_errors": wrong}
 
 
-def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Row:
-    """A run of train.py in the test set's folder `name`, or the finished one there, scored."""
+def trained(
+    test: TestSet, name: str, model: str, beams: int, *flags: str, attention: str = "auto"
+) -> Row:
+    """A run of train.py in the test set's folder `name`, or the finished one there, scored by what
+    is written with this `attention`."""
     folder = test.out / name
     if not folder.exists():
         command = [sys.executable, str(TRAIN), "--model", model, *flags, "--out", str(folder)]
@@ -79,7 +82,8 @@ def trained(test: TestSet, name: str, model: str, beams: int, *flags: str) -> Ro
             f"{folder}: a run of {config['model']} on {config['data']}; name a new --out"
         )
     has_own_model = config["mode"] == "finetune"
-    writer = open_writer(SampleConfig(run=folder, model=None if has_own_model else model))
+    base = None if has_own_model else model
+    writer = open_writer(SampleConfig(run=folder, model=base, attention=attention))
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
     log = RunFolder(folder).read_log()
     return Row(

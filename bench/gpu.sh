@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command of less than 9 minutes: the gpu tests, what is timed, and a
-# quick table of the embedded model.
+# All that needs a GPU, in one command of less than 9 minutes: the gpu tests, what is timed, the
+# kernels' block sizes, and a quick table of the embedded model.
 #
 #   bench/gpu.sh [FOLDER]      # default: runs/gpu; PYTHON names another Python than .venv's
 #
@@ -64,8 +64,9 @@ part decode 45 "$PYTHON" bench/decode.py --attention triton --json "$out/decode_
 part bank 30 "$PYTHON" bench/bank.py --only-batches --model tiny --attention triton \
   --json "$out/bank_gpu.json"
 part attention 130 "$PYTHON" bench/attention.py --quick --json "$out/attention.json"
-part table 150 "$PYTHON" bench/table.py --quick --beams 1 --methods frozen prefix finetune \
-  --out "$out/table" --json "$out/table_gpu.json"
+part tiles 90 "$PYTHON" bench/tiles.py --json "$out/tiles.json"
+part table 150 "$PYTHON" bench/table.py --quick --beams 1 --attention triton \
+  --methods frozen prefix finetune --out "$out/table" --json "$out/table_gpu.json"
 
 echo "In $out after $SECONDS s:" "$(cd "$out" && ls -- *.json 2>/dev/null | tr '\n' ' ')"
 if ((${#failed[@]})); then

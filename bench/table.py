@@ -50,6 +50,8 @@ class Args:
     shots: tuple[int, ...] = (0, 3)
     """examples in front of the table when the frozen model is prompted"""
     beams: int = 5
+    attention: Literal["auto", "triton", "reference"] = "auto"
+    """as train.py's and sample.py's --attention"""
     quick: bool = False
     """one epoch, two seeds of prefix-tuning and fine-tuning, one of all else, and fine-tuning at
     the recipe's learning rate alone"""
@@ -60,18 +62,20 @@ class Args:
 def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = None) -> Row:
     mode = "prefix" if method == GATED else method
     flags = ["--mode", mode, "--data", args.data, "--seed", str(seed)]
+    flags += ["--attention", args.attention]
     flags += ["--gated"] if method == GATED else []
     flags += ["--lr", str(lr)] if lr else []
     name = f"{method.replace(' ', '-')}-{seed}-{lr or 'recipe'}"
+    name += f"-{args.attention}" if args.attention != "auto" else ""
     if (epochs := 1.0 if args.quick else args.epochs) is not None:
         flags += ["--epochs", str(epochs)]
         name += f"-{epochs:g}-epochs"
-    return trained(test, name, args.model, args.beams, *flags)
+    return trained(test, name, args.model, args.beams, *flags, attention=args.attention)
 
 
 def prompted(args: Args, test: TestSet, seeds: Sequence[int]) -> Iterator[Row]:
     """The frozen model, each table behind examples of its own from the training set."""
-    model, new_tokens = load_model(args.model), 100
+    model, new_tokens = load_model(args.model, attention=args.attention), 100
     tokenizer = load_tokenizer(model.config.tokenizer)
     train_set = load_split([args.data], "train")
     room = model.config.n_positions - new_tokens

@@ -30,6 +30,20 @@ def test_attention_is_checked_where_it_cannot_be_timed(interpreted: str, tmp_pat
     assert json.loads(path.read_text())["attention"] == []
 
 
+def test_block_sizes_are_checked_where_they_cannot_be_timed(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    path = tmp_path / "tiles.json"
+    done = run("tiles.py", "--json", str(path), TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    for name in ("forward", "backward"):
+        found = [row for row in rows if row["pass"] == name]
+        assert len(found) > 5 and sum(row["is_usual"] for row in found) == 1
+        assert not any("failed" in row or "seconds" in row for row in found)
+    done = run("tiles.py", TRITON_INTERPRET="0")
+    assert done.returncode == 1 and done.stderr.startswith("bench/tiles.py: it needs a GPU")
+
+
 def test_steps_are_timed_beside_the_peers_in_processes_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     path = tmp_path / "speed.json"
@@ -80,12 +94,13 @@ def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: P
     environment = {**os.environ, "PYTHON": str(python), "LIMIT_S": "8"}
     command = ["bash", str(BENCH / "gpu.sh"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 5, done.stdout
+    assert done.returncode == 6, done.stdout
     assert "tests: exit code 0" in done.stdout and "no kernel" in done.stdout
     assert "Failed: speed (exit code 3)" in done.stdout
     assert "Failed: decode (stopped after" in done.stdout
     assert "Failed: attention (no time left)" in done.stdout
     assert "Failed: bank (no time left)" in done.stdout
+    assert "Failed: tiles (no time left)" in done.stdout
     assert "Failed: table (no time left)" in done.stdout
     names = ["decode.log", "kernels.log", "speed.log", "tests.log"]
     assert sorted(p.name for p in out.iterdir()) == names

@@ -1,0 +1,201 @@
+"""The kernels' block sizes, tried one after the other: what `choose_tiles` should say.
+
+python bench/tiles.py --json bench/results/tiles.json     # on a GPU
+python bench/tiles.py --resources                         # without one: registers and spills
+TRITON_INTERPRET=1 python bench/tiles.py                  # without one: correctness alone
+
+A choice is (queries, keys, prefix rows at most, warps, stages); what `choose_tiles` says now is
+marked. Every choice's values or gradients are compared with the reference in float64, as
+bench/attention.py does, and then timed by replays of a CUDA graph. Kernels are compiled by several
+processes beforehand.
+"""
+
+import importlib
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import attention
+import record
+import torch
+import tyro
+from attention_methods import Call, Shape, inputs, packed
+from e2e_lengths import examples
+from timing import captured
+from triton.errors import TritonError
+
+from mingpt_prefix import kernels
+from mingpt_prefix.kernels import blocks
+from mingpt_prefix.weights import choose_device
+
+Choice = tuple[int, int, int, int, int]  # queries, keys, prefix rows, warps, stages
+
+FORWARD: tuple[Choice, ...] = (
+    (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
+    (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 32, 32, 4, 3), (128, 64, 64, 4, 3),
+    (128, 64, 32, 8, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3), (128, 128, 64, 8, 2),
+)  # fmt: skip
+BACKWARD: tuple[Choice, ...] = (
+    (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
+    (64, 64, 32, 4, 2), (64, 64, 32, 4, 3), (64, 64, 64, 4, 3), (64, 64, 64, 8, 3),
+    (128, 32, 32, 8, 3), (128, 64, 32, 8, 2), (128, 64, 64, 8, 2),
+)  # fmt: skip
+CHOICES = {True: FORWARD, False: BACKWARD}
+PASSES = {True: "forward", False: "backward"}
+_COMPILERS = 8
+FAILURES = (RuntimeError, TritonError)  # of a choice that cannot be
+# The package has a function of the first one's name.
+KERNELS = [
+    importlib.import_module(f"mingpt_prefix.kernels.{name}")
+    for name in ("prefix_attention", "prefix_gradient")
+]
+
+
+@dataclass(frozen=True)
+class Args:
+    samples: int = 30
+    resources: bool = False
+    """no GPU: compile for sm_90, in bf16, and tell registers, spills and shared memory"""
+    json: Path | None = None
+
+
+def shapes(on_gpu: bool) -> list[Shape]:
+    lengths = tuple(len(e.ids) for e in examples(50257)[:10])
+    if not on_gpu:
+        return [Shape("E2E, two of a batch", tuple(n // 3 for n in lengths[:2]), 5, 1)]
+    return [
+        Shape("E2E, B 10", lengths, 5, 12),
+        Shape("B 8, T 128", (128,) * 8, 5, 12),
+        Shape("B 8, T 1024", (1024,) * 8, 5, 12),
+        Shape("B 8, T 1024", (1024,) * 8, 200, 12),
+    ]
+
+
+@contextmanager
+def chosen(choice: Choice, forward: bool) -> Iterator[None]:
+    """One direction's kernels launched with these sizes."""
+
+    def choose(qkv, prefix_kv, max_seq_len, **way):
+        tiles = blocks.choose_tiles(qkv, prefix_kv, max_seq_len, **way)
+        if way["forward"] == forward:
+            return blocks.make_tiles(*choice, tiles.D, prefix_kv.shape[1])
+        return tiles
+
+    with ExitStack() as patched:
+        for module in KERNELS:
+            patched.enter_context(mock.patch.object(module, "choose_tiles", choose))
+        yield
+
+
+def compile_all(choice: Choice, forward: bool) -> None:
+    """Run a choice's kernels once at every shape, which leaves them in Triton's cache."""
+    for shape in shapes(on_gpu=True):
+        with chosen(choice, forward), suppress(*FAILURES):
+            packed(shape, "triton", *inputs(shape, torch.device("cuda"), torch.bfloat16)).results()
+
+
+def tried(
+    shape: Shape, device: torch.device, dtype: torch.dtype, forward: bool, samples: int
+) -> Iterator[dict]:
+    """A row a choice: checked, and on a GPU timed.
+
+    Raises AssertionError where the result is wrong.
+    """
+    drawn = inputs(shape, device, dtype)
+    wanted, low = attention.exact(shape, drawn), packed(shape, "reference", *drawn).results()
+    qkv, kv, _ = drawn
+    usual = blocks.choose_tiles(qkv, kv, shape.width, forward)
+    for choice in CHOICES[forward]:
+        own = blocks.make_tiles(*choice, usual.D, shape.prefix)
+        row = {"shape": shape.name, "prefix": shape.prefix, "pass": PASSES[forward]}
+        row |= {"choice": choice, "is_usual": own == usual}
+        with chosen(choice, forward):
+            try:
+                call = packed(shape, "triton", *drawn)
+                attention.check(f"{choice}", call.results(), low, wanted)
+                if device.type == "cuda":
+                    row["seconds"] = time_pass(call, forward, samples)
+            except FAILURES as error:
+                row["failed"] = str(error).splitlines()[0]
+        yield row
+
+
+def time_pass(call: Call, forward: bool, samples: int) -> list[float]:
+    """p20, p50, p80 of one pass."""
+    if forward:
+        return attention.replayed(call.forward, samples)
+    held: list[torch.Tensor] = []
+    # On the stream that backward is captured on.
+    forward_graph = captured(lambda: held.append(call.forward()))
+    forward_graph()
+    return attention.replayed(lambda: call.backward(held[-1]), samples)
+
+
+def resources(forward: bool) -> Iterator[dict]:
+    """What each choice takes of an sm_90, by ahead-of-time compilation."""
+    import registers
+
+    wanted = ("forward_kernel",) if forward else ("query_kernel", "key_kernel", "prefix_kernel")
+    for choice in CHOICES[forward]:
+        with chosen(choice, forward):
+            launched = registers.launches(torch.bfloat16, 1024, 200)
+        found = {
+            name.removesuffix("_kernel"): registers.resources(source, options, 90)
+            for name, source, options in launched
+            if name in wanted
+        }
+        yield {"pass": PASSES[forward], "choice": choice, "kernels": found}
+
+
+def show(rows: list[dict]) -> str:
+    """The choices of each shape and pass, best first; `*` marks the usual one."""
+    lines = []
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["shape"], row["prefix"], row["pass"]), []).append(row)
+    for (shape, prefix, name), found in groups.items():
+        lines.append(f"{shape}, P {prefix}, {name}:")
+        found.sort(key=lambda row: row["seconds"][1] if "seconds" in row else float("inf"))
+        for row in found:
+            mark = "*" if row["is_usual"] else " "
+            told = row.get("failed") or "right"
+            if "seconds" in row:
+                told = " / ".join(f"{1e6 * seconds:.1f}" for seconds in row["seconds"]) + " µs"
+            lines.append(f"  {mark} {row['choice']}  {told}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if args.resources:
+        for forward in (True, False):
+            for row in resources(forward):
+                told = "; ".join(
+                    f"{name} {r['registers']} / {r['spilled_bytes']} / {r['shared_bytes']:,}"
+                    for name, r in row["kernels"].items()
+                )
+                print(f"{row['pass']} {row['choice']}: {told}", flush=True)
+        return
+    device = choose_device("auto")
+    on_gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32  # the interpreter rounds 16 bit wrongly
+    if (why := kernels.why_not_triton(device, dtype)) is not None:
+        sys.exit(f"bench/tiles.py: {why}")
+    if on_gpu:
+        with multiprocessing.get_context("spawn").Pool(_COMPILERS) as pool:
+            pool.starmap(compile_all, [(c, way) for way in CHOICES for c in CHOICES[way]])
+    name = str(dtype).removeprefix("torch.")
+    result = {**record.begin("tiles.py", device), "dtype": name, "rows": []}
+    for shape in shapes(on_gpu):
+        for forward in (True, False):
+            result["rows"] += tried(shape, device, dtype, forward, args.samples)
+            record.save(result, args.json)  # what is there when a time limit ends it
+    record.finish(result, show(result["rows"]), args.json)
+
+
+if __name__ == "__main__":
+    main()
