@@ -78,7 +78,9 @@ class Recorder:
                 signature[name] = _TYPES[value.dtype]
                 attrs[(parameter.num,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, fixed, attrs)
-        self.launches.append((self.kernel.__name__.strip("_"), source, options))
+        name = self.kernel.__name__.strip("_")
+        alone = "" if constants.get("HAS_DELTA", True) else "_alone"
+        self.launches.append((name + alone, source, options))
 
 
 def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 64) -> list:
@@ -101,6 +103,7 @@ def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 
         inputs = (output[0], qkv, kv, output, layout, max_seq_len)
         _, delta = prefix.launch_backward(*inputs)
         gradient.launch_prefix_backward(*inputs, delta)
+        gradient.launch_prefix_backward(*inputs)  # as of a frozen model's first layer
         kv = kv.to(dtype)
         decode.launch_decode(qkv[:n_seqs], kv, table, table[:, 0], kv, *layout[1:3])
     return noted

@@ -106,7 +106,8 @@ def registers_table(record: dict) -> str:
     found: dict[tuple, dict[str, str]] = {}
     for row in record["rows"]:
         if row["dtype"] == "bf16":
-            key = (row["kernel"].removesuffix("_kernel"), row["max_seq_len"], row["prefix_rows"])
+            name = row["kernel"].replace("_kernel", "").replace("_", " ")
+            key = (name, row["max_seq_len"], row["prefix_rows"])
             used = (row["registers"], row["spilled_bytes"], row["shared_bytes"])
             found.setdefault(key, {})[row["architecture"]] = " / ".join(f"{n:,}" for n in used)
     for key, by_architecture in found.items():

@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,6 @@ BACKWARD: tuple[Choice, ...] = (
 CHOICES = {True: FORWARD, False: BACKWARD}
 PASSES = {True: "forward", False: "backward"}
 _COMPILERS = 8
-FAILURES = (RuntimeError, TritonError)  # of a choice that cannot be
 # The package has a function of the first one's name.
 KERNELS = [
     importlib.import_module(f"mingpt_prefix.kernels.{name}")
@@ -94,23 +94,33 @@ def chosen(choice: Choice, forward: bool) -> Iterator[None]:
 def compile_all(choice: Choice, forward: bool) -> None:
     """Run a choice's kernels once at every shape, which leaves them in Triton's cache."""
     for shape in shapes(on_gpu=True):
-        with chosen(choice, forward), suppress(*FAILURES):
+        with chosen(choice, forward), suppress(Exception):  # which `tried` tells
             packed(shape, "triton", *inputs(shape, torch.device("cuda"), torch.bfloat16)).results()
+
+
+def compile_beforehand() -> None:
+    """All choices, side by side; raises BrokenProcessPool where the compiler itself crashes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_COMPILERS, mp_context=context) as pool:
+        asked = [pool.submit(compile_all, c, way) for way in CHOICES for c in CHOICES[way]]
+        for each in asked:
+            each.result()
 
 
 def tried(
     shape: Shape, device: torch.device, dtype: torch.dtype, forward: bool, samples: int
 ) -> Iterator[dict]:
-    """A row a choice: checked, and on a GPU timed.
-
-    Raises AssertionError where the result is wrong.
-    """
+    """A row a choice, but for those that a short prefix makes equal: checked, and on a GPU timed;
+    or what failed."""
     drawn = inputs(shape, device, dtype)
     wanted, low = attention.exact(shape, drawn), packed(shape, "reference", *drawn).results()
     qkv, kv, _ = drawn
-    usual = blocks.choose_tiles(qkv, kv, shape.width, forward)
+    usual, met = blocks.choose_tiles(qkv, kv, shape.width, forward), set()
     for choice in CHOICES[forward]:
         own = blocks.make_tiles(*choice, usual.D, shape.prefix)
+        if own in met:
+            continue
+        met.add(own)
         row = {"shape": shape.name, "prefix": shape.prefix, "pass": PASSES[forward]}
         row |= {"choice": choice, "is_usual": own == usual}
         with chosen(choice, forward):
@@ -119,8 +129,8 @@ def tried(
                 attention.check(f"{choice}", call.results(), low, wanted)
                 if device.type == "cuda":
                     row["seconds"] = time_pass(call, forward, samples)
-            except FAILURES as error:
-                row["failed"] = str(error).splitlines()[0]
+            except (RuntimeError, TritonError, AssertionError) as error:
+                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         yield row
 
 
@@ -186,8 +196,7 @@ def main() -> None:
     if (why := kernels.why_not_triton(device, dtype)) is not None:
         sys.exit(f"bench/tiles.py: {why}")
     if on_gpu:
-        with multiprocessing.get_context("spawn").Pool(_COMPILERS) as pool:
-            pool.starmap(compile_all, [(c, way) for way in CHOICES for c in CHOICES[way]])
+        compile_beforehand()
     name = str(dtype).removeprefix("torch.")
     result = {**record.begin("tiles.py", device), "dtype": name, "rows": []}
     for shape in shapes(on_gpu):
@@ -195,6 +204,7 @@ def main() -> None:
             result["rows"] += tried(shape, device, dtype, forward, args.samples)
             record.save(result, args.json)  # what is there when a time limit ends it
     record.finish(result, show(result["rows"]), args.json)
+    sys.exit(any("failed" in row for row in result["rows"]))
 
 
 if __name__ == "__main__":

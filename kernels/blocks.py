@@ -145,5 +145,6 @@ def make_tiles(
     m: int, n: int, most_p: int, warps: int, stages: int, block_d: int, n_rows: int
 ) -> Tiles:
     """Blocks of these sizes; a short prefix has a block of its own size."""
+    assert m % n == 0, (m, n)  # or the blocks of keys would not end at the diagonal
     block_p = min(max(16, triton.next_power_of_2(n_rows)), most_p)
     return Tiles(m, n, block_p, block_d, warps, stages)

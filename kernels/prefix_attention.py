@@ -210,12 +210,17 @@ def _key_kernel(
     b_dk = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     b_dv = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     p_lse, p_delta = p_lse + o_first, p_delta + o_first
-    # Unrolled, for the pointers of a second loop would pass the registers of an sm_80.
-    for n in tl.static_range(0, BLOCK_M, BLOCK_N):
+    if BLOCK_M == BLOCK_N:  # one block: a loop's pointers would pass the registers of an sm_80
         b_dk, b_dv = _d_key(
-            b_k, b_v, b_dk, b_dv, p_q, p_do, p_lse, p_delta, o_key, first + n, length, qkv_token,
+            b_k, b_v, b_dk, b_dv, p_q, p_do, p_lse, p_delta, o_key, first, length, qkv_token,
             d_out_token, scale * LOG2_E, D, BLOCK_N, BLOCK_D, True,
         )  # fmt: skip
+    else:
+        for n in range(first, tl.minimum(first + BLOCK_M, length), BLOCK_N):
+            b_dk, b_dv = _d_key(
+                b_k, b_v, b_dk, b_dv, p_q, p_do, p_lse, p_delta, o_key, n, length, qkv_token,
+                d_out_token, scale * LOG2_E, D, BLOCK_N, BLOCK_D, True,
+            )  # fmt: skip
     for n in range(first + BLOCK_M, length, BLOCK_N):
         b_dk, b_dv = _d_key(
             b_k, b_v, b_dk, b_dv, p_q, p_do, p_lse, p_delta, o_key, n, length, qkv_token,

@@ -63,15 +63,16 @@ def _prefix_kernel(
             p_q = p_qkv + start * qkv_token + head * qkv_head
             p_do = p_d_out + start * d_out_token + head * d_out_head
             b_q = load_rows(p_q, m, length, qkv_token, D, BLOCK_M, BLOCK_D)
-            b_do = load_rows(p_do, m, length, d_out_token, D, BLOCK_M, BLOCK_D)
             o_lse = tl.cast(head, tl.int64) * n_tokens + start + o_m
-            b_lse = tl.load(p_lse + o_lse, mask=o_m < length, other=INFINITY)[None, :]
             if HAS_DELTA:
+                b_do = load_rows(p_do, m, length, d_out_token, D, BLOCK_M, BLOCK_D)
                 b_delta = tl.load(p_delta + o_lse, mask=o_m < length, other=0.0)[None, :]
             else:
                 p_o = p_out + start * H * D + head * D
                 b_o = load_rows(p_o, m, length, H * D, D, BLOCK_M, BLOCK_D)
+                b_do = load_rows(p_do, m, length, d_out_token, D, BLOCK_M, BLOCK_D)
                 b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)[None, :]
+            b_lse = tl.load(p_lse + o_lse, mask=o_m < length, other=INFINITY)[None, :]
             m_own = (o_row >= own) & (o_row < own + n_own)
             m_seen = m_own[:, None] & (o_m >= seen_from)[None, :]
             b_p, b_ds = weights(b_k, b_q, b_v, b_do, b_lse, b_delta, m_seen, scale * LOG2_E, True)

@@ -23,6 +23,7 @@ def load_registers():
 
 registers = load_registers()
 KERNELS = {name.strip("_") for names in registers.KERNELS.values() for name in names}
+KERNELS.add("prefix_kernel_alone")  # without the queries' kernel before it
 COMMITTED = json.loads(registers.RESULTS.read_text(encoding="utf-8"))["rows"]
 
 
