@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from wide_models import SHAPE, peer_of, wide_model
+from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import train
 from mingpt_prefix.config import TrainConfig
@@ -75,19 +75,7 @@ def peft_trained(base: Path, folder: Path, projection: bool) -> torch.nn.Module:
         prefix_projection=projection,
         encoder_hidden_size=12,
     )
-    model = peft.get_peft_model(peer_of(base), config).train()
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.3)
-    ids = torch.arange(40, 60).view(2, 10)
-    losses = []
-    for _ in range(4):
-        loss = model(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] < losses[0]
-    model.save_pretrained(str(folder))
-    return model.eval()
+    return train_and_save(peft.get_peft_model(peer_of(base), config), folder, lr=0.3)
 
 
 # Out

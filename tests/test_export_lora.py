@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from wide_models import SHAPE, peer_of, wide_model
+from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import sample
 from mingpt_prefix.config import TARGETS
@@ -117,19 +117,7 @@ def peft_trained(base: Path, folder: Path, **settings: object) -> torch.nn.Modul
     """LoRA that PEFT trained for some steps, and saved in `folder`."""
     torch.manual_seed(3)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=7, **settings)
-    model = peft.get_peft_model(peer_of(base), config).train()
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.1)
-    ids = torch.arange(40, 60).view(2, 10)
-    losses = []
-    for _ in range(4):
-        loss = model(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] < losses[0]
-    model.save_pretrained(str(folder))
-    return model.eval()
+    return train_and_save(peft.get_peft_model(peer_of(base), config), folder, lr=0.1)
 
 
 @pytest.mark.parametrize(

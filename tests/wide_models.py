@@ -26,3 +26,20 @@ def wide_model(folder: Path, seed: int) -> Path:
 def peer_of(base: Path) -> torch.nn.Module:
     """transformers' model in the folder `base`."""
     return pytest.importorskip("transformers").GPT2LMHeadModel.from_pretrained(base).eval()
+
+
+def train_and_save(model: torch.nn.Module, folder: Path, lr: float) -> torch.nn.Module:
+    """An adapter of PEFT's after some steps, saved in `folder`."""
+    model.train()
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=lr)
+    ids = torch.arange(40, 60).view(2, 10)
+    losses = []
+    for _ in range(4):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    model.save_pretrained(str(folder))
+    return model.eval()
