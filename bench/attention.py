@@ -12,7 +12,7 @@ the least bytes at the rate of a large copy.
 
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,22 +131,22 @@ def peak(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def time_call(call: Call, samples: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds a pass: by replays of a graph, and eagerly."""
+def time_replays(call: Call, samples: int, passes: Iterable[str] = WORK) -> dict[str, list[float]]:
+    """Seconds a pass, by replays of a graph."""
     held: list[torch.Tensor] = []
     # On the stream that its backward is captured on.
     forward_graph = captured(lambda: held.append(call.forward()))
     forward_graph()
-    runs = {
-        "forward": call.forward,
-        "backward": lambda: call.backward(held[-1]),
-        "both": call.both,
-    }
-    eager_out = call.forward()
-    eager = {**runs, "backward": lambda: call.backward(eager_out)}
+    runs = call.passes(lambda: held[-1])
+    return {name: replayed(runs[name], samples) for name in passes}
+
+
+def time_call(call: Call, samples: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds a pass: by replays of a graph, and eagerly."""
+    replay, out = time_replays(call, samples), call.forward()
     return {
-        name: {"replay": replayed(run, samples), "eager": quantiles(eager[name], samples)}
-        for name, run in runs.items()
+        name: {"replay": replay[name], "eager": quantiles(run, samples)}
+        for name, run in call.passes(lambda: out).items()
     }
 
 

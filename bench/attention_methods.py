@@ -70,6 +70,14 @@ class Call:
     def both(self) -> None:
         torch.autograd.grad(self.forward(), self.leaves, self.d_out)
 
+    def passes(self, out: Callable[[], Tensor]) -> dict[str, Callable[[], object]]:
+        """What is timed, by name; backward alone starts from the output that `out()` gives."""
+        return {
+            "forward": self.forward,
+            "backward": lambda: self.backward(out()),
+            "both": self.both,
+        }
+
     def results(self) -> Results:
         out = self.forward()
         return self.collect(out.detach(), self.backward(out))

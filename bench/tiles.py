@@ -24,9 +24,8 @@ import attention
 import record
 import torch
 import tyro
-from attention_methods import Call, Shape, inputs, packed
+from attention_methods import Shape, inputs, packed
 from e2e_lengths import examples
-from timing import captured
 from triton.errors import TritonError
 
 from mingpt_prefix import kernels
@@ -35,18 +34,18 @@ from mingpt_prefix.weights import choose_device
 
 Choice = tuple[int, int, int, int, int]  # queries, keys, prefix rows, warps, stages
 
-FORWARD: tuple[Choice, ...] = (
-    (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
-    (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 32, 32, 4, 3), (128, 64, 64, 4, 3),
-    (128, 64, 32, 8, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3), (128, 128, 64, 8, 2),
-)  # fmt: skip
-BACKWARD: tuple[Choice, ...] = (
-    (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
-    (64, 64, 32, 4, 2), (64, 64, 32, 4, 3), (64, 64, 64, 4, 3), (64, 64, 64, 8, 3),
-    (128, 32, 32, 8, 3), (128, 64, 32, 8, 2), (128, 64, 64, 8, 2),
-)  # fmt: skip
-CHOICES = {True: FORWARD, False: BACKWARD}
-PASSES = {True: "forward", False: "backward"}
+CHOICES: dict[str, tuple[Choice, ...]] = {
+    "forward": (
+        (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
+        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 32, 32, 4, 3), (128, 64, 64, 4, 3),
+        (128, 64, 32, 8, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3), (128, 128, 64, 8, 2),
+    ),
+    "backward": (
+        (32, 32, 32, 2, 3), (32, 32, 32, 4, 3), (64, 32, 32, 4, 2), (64, 32, 32, 4, 3),
+        (64, 64, 32, 4, 2), (64, 64, 32, 4, 3), (64, 64, 64, 4, 3), (64, 64, 64, 8, 3),
+        (128, 32, 32, 8, 3), (128, 64, 32, 8, 2), (128, 64, 64, 8, 2),
+    ),
+}  # fmt: skip
 _COMPILERS = 8
 # The package has a function of the first one's name.
 KERNELS = [
@@ -76,12 +75,12 @@ def shapes(on_gpu: bool) -> list[Shape]:
 
 
 @contextmanager
-def chosen(choice: Choice, forward: bool) -> Iterator[None]:
+def chosen(choice: Choice, direction: str) -> Iterator[None]:
     """One direction's kernels launched with these sizes."""
 
     def choose(qkv, prefix_kv, max_seq_len, **way):
         tiles = blocks.choose_tiles(qkv, prefix_kv, max_seq_len, **way)
-        if way["forward"] == forward:
+        if way["forward"] == (direction == "forward"):
             return blocks.make_tiles(*choice, tiles.D, prefix_kv.shape[1])
         return tiles
 
@@ -91,10 +90,10 @@ def chosen(choice: Choice, forward: bool) -> Iterator[None]:
         yield
 
 
-def compile_all(choice: Choice, forward: bool) -> None:
+def compile_all(choice: Choice, direction: str) -> None:
     """Run a choice's kernels once at every shape, which leaves them in Triton's cache."""
     for shape in shapes(on_gpu=True):
-        with chosen(choice, forward), suppress(Exception):  # which `tried` tells
+        with chosen(choice, direction), suppress(Exception):  # which `tried` tells
             packed(shape, "triton", *inputs(shape, torch.device("cuda"), torch.bfloat16)).results()
 
 
@@ -102,63 +101,59 @@ def compile_beforehand() -> None:
     """All choices, side by side; raises BrokenProcessPool where the compiler itself crashes."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(_COMPILERS, mp_context=context) as pool:
-        asked = [pool.submit(compile_all, c, way) for way in CHOICES for c in CHOICES[way]]
+        asked = [pool.submit(compile_all, c, way) for way, found in CHOICES.items() for c in found]
         for each in asked:
             each.result()
 
 
 def tried(
-    shape: Shape, device: torch.device, dtype: torch.dtype, forward: bool, samples: int
+    shape: Shape, device: torch.device, dtype: torch.dtype, direction: str, samples: int
 ) -> Iterator[dict]:
     """A row a choice, but for those that a short prefix makes equal: checked, and on a GPU timed;
     or what failed."""
     drawn = inputs(shape, device, dtype)
     wanted, low = attention.exact(shape, drawn), packed(shape, "reference", *drawn).results()
     qkv, kv, _ = drawn
-    usual, met = blocks.choose_tiles(qkv, kv, shape.width, forward), set()
-    for choice in CHOICES[forward]:
+    usual = blocks.choose_tiles(qkv, kv, shape.width, direction == "forward")
+    met = set()
+    for choice in CHOICES[direction]:
         own = blocks.make_tiles(*choice, usual.D, shape.prefix)
         if own in met:
             continue
         met.add(own)
-        row = {"shape": shape.name, "prefix": shape.prefix, "pass": PASSES[forward]}
+        row = {"shape": shape.name, "prefix": shape.prefix, "pass": direction}
         row |= {"choice": choice, "is_usual": own == usual}
-        with chosen(choice, forward):
+        with chosen(choice, direction):
             try:
                 call = packed(shape, "triton", *drawn)
                 attention.check(f"{choice}", call.results(), low, wanted)
                 if device.type == "cuda":
-                    row["seconds"] = time_pass(call, forward, samples)
+                    times = attention.time_replays(call, samples, [direction])
+                    row["seconds"] = times[direction]
             except (RuntimeError, TritonError, AssertionError) as error:
                 row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         yield row
 
 
-def time_pass(call: Call, forward: bool, samples: int) -> list[float]:
-    """p20, p50, p80 of one pass."""
-    if forward:
-        return attention.replayed(call.forward, samples)
-    held: list[torch.Tensor] = []
-    # On the stream that backward is captured on.
-    forward_graph = captured(lambda: held.append(call.forward()))
-    forward_graph()
-    return attention.replayed(lambda: call.backward(held[-1]), samples)
-
-
-def resources(forward: bool) -> Iterator[dict]:
+def print_resources() -> None:
     """What each choice takes of an sm_90, by ahead-of-time compilation."""
     import registers
 
-    wanted = ("forward_kernel",) if forward else ("query_kernel", "key_kernel", "prefix_kernel")
-    for choice in CHOICES[forward]:
-        with chosen(choice, forward):
-            launched = registers.launches(torch.bfloat16, 1024, 200)
-        found = {
-            name.removesuffix("_kernel"): registers.resources(source, options, 90)
-            for name, source, options in launched
-            if name in wanted
-        }
-        yield {"pass": PASSES[forward], "choice": choice, "kernels": found}
+    wanted = {
+        "forward": ("forward_kernel",),
+        "backward": ("query_kernel", "key_kernel", "prefix_kernel"),
+    }
+    for direction, choices in CHOICES.items():
+        for choice in choices:
+            with chosen(choice, direction):
+                launched = registers.launches(torch.bfloat16, 1024, 200)
+            told = []
+            for name, source, options in launched:
+                if name in wanted[direction]:
+                    used = registers.resources(source, options, 90)
+                    numbers = " / ".join(f"{number:,}" for number in used.values())
+                    told.append(f"{name.removesuffix('_kernel')} {numbers}")
+            print(f"{direction} {choice}: {'; '.join(told)}", flush=True)
 
 
 def show(rows: list[dict]) -> str:
@@ -182,13 +177,7 @@ def show(rows: list[dict]) -> str:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     if args.resources:
-        for forward in (True, False):
-            for row in resources(forward):
-                told = "; ".join(
-                    f"{name} {r['registers']} / {r['spilled_bytes']} / {r['shared_bytes']:,}"
-                    for name, r in row["kernels"].items()
-                )
-                print(f"{row['pass']} {row['choice']}: {told}", flush=True)
+        print_resources()
         return
     device = choose_device("auto")
     on_gpu = device.type == "cuda"
@@ -200,8 +189,8 @@ def main() -> None:
     name = str(dtype).removeprefix("torch.")
     result = {**record.begin("tiles.py", device), "dtype": name, "rows": []}
     for shape in shapes(on_gpu):
-        for forward in (True, False):
-            result["rows"] += tried(shape, device, dtype, forward, args.samples)
+        for direction in CHOICES:
+            result["rows"] += tried(shape, device, dtype, direction, args.samples)
             record.save(result, args.json)  # what is there when a time limit ends it
     record.finish(result, show(result["rows"]), args.json)
     sys.exit(any("failed" in row for row in result["rows"]))

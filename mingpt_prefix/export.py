@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.console import parse, run_script, say
-from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError
+from mingpt_prefix.errors import CheckpointError, ConfigError
 from mingpt_prefix.folder import shown
 from mingpt_prefix.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.lora_file import LoraInfo, check_lora, read_lora, save_lora
@@ -107,11 +107,9 @@ def export(source: Path, to: str, target: Path) -> None:
 def _export_prefix(file: Path, to: str, target: Path) -> None:
     prefix, info = read_prefix(file)
     write = write_adapter if to == "peft" else write_past_key_values
-    try:
+    with PREFIX_FORMAT.naming(file):
         check_alone(info)
         write(target, prefix, info)
-    except PrefixError as error:
-        raise PrefixError(f"{shown(file)}: {error}") from None
 
 
 def _export_lora(file: Path, to: str, target: Path) -> None:
@@ -127,23 +125,23 @@ def import_adapter(folder: Path, target: Path, model: str | None, template: str 
         PrefixError, LoraError, WeightsError, ConfigError: for another model's adapter, or none.
     """
     is_lora = read_config(folder).get("peft_type") == PEFT_TYPE
+    form = LORA_FORMAT if is_lora else PREFIX_FORMAT
     adapter = read_lora_adapter(folder) if is_lora else read_adapter(folder)
     base = model or adapter.base or (adapter.info.base if adapter.info else "")
     if base not in MODELS and not model:
         raise ConfigError(f"{shown(folder)}: name the model that it was trained on with --model")
     if adapter.base and base in MODELS and base != adapter.base:
-        error = (LORA_FORMAT if is_lora else PREFIX_FORMAT).error
-        raise error(f"{shown(folder)}: it was trained on {adapter.base}, not on {base}")
+        raise form.error(f"{shown(folder)}: it was trained on {adapter.base}, not on {base}")
     loaded = load_model(base, "cpu", "fp32")
     text_format = template_format(template) if template else TEXT_FORMAT
     if isinstance(adapter, LoraAdapter):
         lora = adapter.info or _lora_info(adapter, loaded, text_format)
-        with LORA_FORMAT.naming(folder):
+        with form.naming(folder):
             check_lora(lora, adapter.low_rank, loaded)
         save_lora(target, adapter.low_rank, lora)
     else:
         info = adapter.info or _prefix_info(adapter, loaded, text_format)
-        with PREFIX_FORMAT.naming(folder):
+        with form.naming(folder):
             check_prefix(info, adapter.prefix, loaded)
         save_prefix(target, adapter.prefix.kv, info)
 

@@ -72,9 +72,9 @@ def open_voices(config: SampleConfig) -> list[Voice]:
         tuned.append((_first_name(config), first))
     elif first.prefix is not None:
         prefixes.append((_first_name(config), first))
+    alone = replace(config, run=None, prefix=None, lora=None)
     for path in config.beside:
         mode = _mode(path) if (path / RUN_FILE).exists() else "prefix"
-        alone = replace(config, run=None, prefix=None, lora=None)
         if mode != "prefix":
             # LoRA is on a base that may have to be named; other runs have a model of their own.
             base = config.model if mode in ("lora", "prefix+lora") else None
