@@ -1,54 +1,53 @@
-"""The two data generators: the sample data set, and the mixture that must not give it away."""
+"""The sample data set, what is wrong with a text about it, and the base's text, which must not give
+it away."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import lzma
 import re
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from mingpt_prefix.tiny import (
-    make_sample,
-    mixture,
-    mixture_coined,
-    mixture_values,
-    sample_text,
-    slots,
-)
-from mingpt_prefix.tiny.mixture_invented import POOL
-from mingpt_prefix.tiny.mixture_slots import Domain
+from mingpt_prefix import tiny
+from mingpt_prefix.faults import SAMPLE as WORDINGS_OF_SAMPLE
+from mingpt_prefix.faults import SLOTS, Fault, faults, slot_errors
+from mingpt_prefix.text import documents as read_documents
+from mingpt_prefix.tiny import corpus, make, make_sample
+from mingpt_prefix.tiny.names import WORDINGS, Names
+from mingpt_prefix.tiny.sentences import Author, describe
+from mingpt_prefix.tokenizer import load_tokenizer
 
 SAMPLE = Path(make_sample.__file__).with_name("sample")
-DOCUMENTS = 2000
-FUNCTION_WORDS = frozenset(
-    "@ . , a the it is was has does not no and that which with of in on at to by from for as "
-    "also its".split()
+WORDS = "lantern meadow copper violin thunder parcel silver window garden whistle".split()
+TABLE = (
+    ("name", "Ottoline's Parlour"),
+    ("eatType", "pub"),
+    ("food", "Indian"),
+    ("priceRange", "£20-25"),
+    ("area", "old town"),
+    ("near", "Yew Wharf"),
 )
+TEXT = (
+    "Ottoline's Parlour is a pub serving Indian food in the old town near Yew Wharf. Prices are"
+    " between £20 and £25."
+)
+
+Splits = dict[str, list[tuple[make_sample.Table, list[str]]]]
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, list[tuple[make_sample.Table, list[str]]]]:
+def splits() -> Splits:
     return make_sample.make()
 
 
-@pytest.fixture(scope="module")
-def documents() -> list[str]:
-    return [*mixture.documents(DOCUMENTS, 0), *mixture.documents(DOCUMENTS, 0, 4, coined=0.75)]
-
-
-@pytest.fixture(scope="module")
-def told() -> list[tuple[Domain, mixture.Rows, str]]:
-    """Domain, table and text of mixture documents, before the table is written in any format."""
-    rng, drawn = Random(0), []
-    for _ in range(DOCUMENTS):
-        domain = mixture.draw_domain(rng, coined=0.5)
-        author = mixture_values.Author(rng) if rng.random() < 0.5 else None
-        drawn.append((domain, *mixture.draw_pair(domain, rng, author)))
-    return drawn
+def favourite(table: make_sample.Table) -> str:
+    """The text that takes the first wording throughout."""
+    return make_sample.reference(table, lambda options, key="": options[0])
 
 
 def tokens(text: str) -> list[str]:
@@ -59,28 +58,14 @@ def tokens(text: str) -> list[str]:
     return re.sub(r"([0-9])(-)", r"\1 \2 ", text).split()
 
 
-def delexicalised(values: Iterable[str], text: str) -> list[str]:
-    """Tokens of `text` with "@" for each value, the longest replaced first."""
-    for value in sorted(values, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "@", text, flags=re.IGNORECASE)
-    return re.sub(r"\ban\b", "a", text.lower()).replace(".", " .").replace(",", " ,").split()
-
-
-def patterns(words: list[str]) -> set[tuple[str, ...]]:
-    """Runs of six tokens, and whole sentences."""
-    sentences = " ".join(words).split(" .")
-    runs = {tuple(words[start : start + 6]) for start in range(len(words) - 5)}
-    return runs | {tuple(sentence.split()) for sentence in sentences}
-
-
 def test_sample_files_regenerate_byte_for_byte(tmp_path: Path) -> None:
     make_sample.save(tmp_path)
     for file in make_sample.FILES.values():
         assert (tmp_path / file).read_bytes() == (SAMPLE / file).read_bytes()
-    assert sum(path.stat().st_size for path in SAMPLE.glob("*.csv")) <= 1_100_000
+    assert sum(path.stat().st_size for path in SAMPLE.glob("*.csv")) <= 1_300_000
 
 
-def test_sample_files_hold_every_row(splits) -> None:
+def test_sample_files_hold_every_row(splits: Splits) -> None:
     for split, file in make_sample.FILES.items():
         with (SAMPLE / file).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -90,19 +75,25 @@ def test_sample_files_hold_every_row(splits) -> None:
         assert not any("The Mill" in row["mr"] for row in rows)
 
 
-def test_tables_have_three_to_eight_slots_in_order(splits) -> None:
+def test_tables_have_three_to_eight_slots_in_order(splits: Splits) -> None:
     for items in splits.values():
         for table, _ in items:
             used = [slot for slot, _ in table]
             assert used[0] == "name" and 3 <= len(used) <= 8
-            assert used == [slot for slot in slots.SLOTS if slot in used]
+            assert used == [slot for slot in SLOTS if slot in used]
 
 
-def test_splits_are_disjoint(splits) -> None:
+def words_of(items: list, slot: str) -> set[str]:
+    values = [dict(table)[slot] for table, _ in items if slot in dict(table)]
+    return {word for value in values for word in re.findall(r"\w+", value)} - {"The", "s", "O"}
+
+
+def test_splits_are_disjoint(splits: Splits) -> None:
     def gather(split: str, what) -> set:
         return {found for table, _ in splits[split] if (found := what(table)) is not None}
 
-    for other in ("dev", "test"):
+    known = gather("train", lambda table: tuple(slot for slot, _ in table))
+    for other in ("dev", "test", "test-known"):
         for what in (
             lambda table: dict(table)["name"],
             lambda table: dict(table).get("near"),
@@ -110,140 +101,202 @@ def test_splits_are_disjoint(splits) -> None:
         ):
             assert gather("train", what).isdisjoint(gather(other, what))
         kinds = [tuple(slot for slot, _ in table) for table, _ in splits[other]]
-        known = gather("train", lambda table: tuple(slot for slot, _ in table))
         assert sum(kind not in known for kind in kinds) >= len(kinds) // 5
 
 
+def test_names_to_test_on_are_of_new_words_or_of_known_ones(splits: Splits) -> None:
+    train = words_of(splits["train"], "name") | words_of(splits["train"], "near")
+    for slot in ("name", "near"):
+        for split in ("dev", "test"):
+            assert words_of(splits[split], slot).isdisjoint(train)
+        assert words_of(splits["test-known"], slot) <= train
+    names = [dict(table)["name"] for table, _ in splits["test"]]
+    assert {1, 2, 3} <= {len(name.split()) for name in names}
+    assert all(any(letter in name for name in names) for letter in "&'ZQJkYÅ")
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_references_agree_as_much_as_people_do(splits, split: str) -> None:
+def test_references_agree_as_much_as_people_do(splits: Splits, split: str) -> None:
     bleu = pytest.importorskip("nltk.translate.bleu_score").corpus_bleu
     cut = [[tokens(text) for text in texts] for _, texts in splits[split]]
     others = [
         [t for j, t in enumerate(texts) if j != i] for texts in cut for i in range(len(texts))
     ]
     left_out = bleu(others, [text for texts in cut for text in texts])
-    favourites = [tokens(sample_text.favourite(table)) for table, _ in splits[split]]
+    favourites = [tokens(favourite(table)) for table, _ in splits[split]]
     assert 0.58 <= left_out <= 0.70
     assert bleu(cut, favourites) > max(0.65, left_out + 0.04)
 
 
-def test_every_reference_is_free_of_slot_errors(splits) -> None:
+def test_every_reference_is_free_of_faults(splits: Splits) -> None:
     for items in splits.values():
         for table, texts in items:
-            for text in [*texts, sample_text.favourite(table)]:
-                assert slots.slot_errors(table, text) == [], (table, text)
+            for text in [*texts, favourite(table)]:
+                assert faults(table, text) == [], (table, text)
 
 
-def test_slot_errors_finds_every_changed_value(splits) -> None:
+def test_every_changed_value_is_lacking_and_invented(splits: Splits) -> None:
+    rng = Random(0)
     for table, texts in splits["test"]:
         for at, (slot, value) in enumerate(table):
-            others = [
-                other
-                for other in slots.EVIDENCE.get(slot, ("The Mill", "Elm Row"))
-                if other != value
-            ]
-            for other in others:
-                changed = [*table[:at], (slot, other), *table[at + 1 :]]
-                assert slot in slots.slot_errors(changed, texts[0]), (changed, texts[0])
+            if slot in ("name", "near"):
+                other = next(v for t, _ in splits["train"] for s, v in t if s == slot)
+            else:
+                others = [v for v in WORDINGS_OF_SAMPLE["slots"][slot]["values"] if v != value]
+                other = rng.choice(others)
+            changed = (*table[:at], (slot, other), *table[at + 1 :])
+            found = faults(changed, texts[0])
+            assert Fault("lacking", slot) in found, (changed, texts[0])
+            if slot not in ("name", "near"):
+                assert Fault("invented", slot) in found, (changed, texts[0])
+            assert slot in slot_errors(changed, texts[0])
 
 
-def test_slot_errors_finds_missing_and_swapped_values() -> None:
-    table = [
-        ("name", "Juniper & Rye"), ("priceRange", "high"), ("customer rating", "low"),
-        ("familyFriendly", "yes"), ("near", "Cheap Pub Hall"),
-    ]  # fmt: skip
-    good = "Juniper & Rye near Cheap Pub Hall has high prices, a low rating and welcomes children."
-    assert slots.slot_errors(table, good) == []
-    assert slots.slot_errors(table, "Juniper & Rye is near Cheap Pub Hall.") == [
-        "priceRange", "customer rating", "familyFriendly",
-    ]  # fmt: skip
-    for right, wrong, slot in (
-        ("high prices", "low prices", "priceRange"),
-        ("high prices", "high-priced meals and low prices", "priceRange"),
-        ("low rating", "high rating", "customer rating"),
-        ("welcomes children", "isn't family-friendly", "familyFriendly"),
-    ):
-        assert slots.slot_errors(table, good.replace(right, wrong)) == [slot]
-    swapped = (
-        "Cheap Pub Hall near Juniper & Rye has high prices, a low rating and welcomes families."
-    )
-    assert slots.slot_errors(table, swapped) == ["name", "near"]
+def test_every_slot_taken_out_of_the_table_is_invented(splits: Splits) -> None:
+    for table, texts in splits["test"]:
+        for at, (slot, _) in enumerate(table):
+            if slot != "name":
+                left = (*table[:at], *table[at + 1 :])
+                assert Fault("invented", slot) in faults(left, texts[0]), (left, texts[0])
 
 
-def test_mixture_is_deterministic(documents: list[str]) -> None:
-    assert documents[:300] == list(islice(mixture.documents(DOCUMENTS, seed=0), 300))
-    assert documents[:20] != list(islice(mixture.documents(DOCUMENTS, seed=1), 20))
-    coined = list(islice(mixture.documents(DOCUMENTS, 0, 4, coined=0.75), 300))
-    assert coined == list(islice(mixture.documents(DOCUMENTS, 0, 4, coined=0.75), 300))
-    assert set(coined) <= set(documents)
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (TEXT, []),
+        (TEXT.replace("Ottoline's Parlour", "Ottoline's P Karlour"),
+         [("lacking", "name"), ("garbled", "p"), ("garbled", "karlour")]),
+        (TEXT.replace("near Yew Wharf", "near Yew Wh"), [("lacking", "near"), ("garbled", "wh")]),
+        (TEXT.replace("near Yew Wharf", "near Ottoline's Parlour"), [("lacking", "near")]),
+        (TEXT + " It is in the old town.", [("repeated", "area")]),
+        (TEXT + " It is in the city centre.", [("invented", "area")]),
+        (TEXT + " It is highly rated.", [("invented", "customer rating")]),
+        (TEXT + " The pub is near Yew Wharf.", [("repeated", "near")]),
+        (TEXT.replace("between £20 and £25", "over £30"),
+         [("lacking", "priceRange"), ("invented", "priceRange")]),
+        (TEXT.replace(" pub", " place"), [("lacking", "eatType")]),
+        ("", [("lacking", slot) for slot, _ in TABLE]),
+    ],
+)  # fmt: skip
+def test_faults_of_each_kind(text: str, found: list[tuple[str, str]]) -> None:
+    assert faults(TABLE, text) == found
 
 
-def test_mixture_shows_no_downstream_format(documents: list[str]) -> None:
-    for document in documents:
-        assert not re.search(r"\w\[[^\]\n]*\]", document), document
-        assert not re.search(r"\w : \w[^|\n]* \| ", document), document
+def test_a_place_nearby_that_the_table_lacks_is_invented() -> None:
+    assert faults(TABLE[:-1], TEXT)[0] == ("invented", "near")
 
 
-def test_mixture_says_what_the_table_holds(told) -> None:
-    for domain, rows, text in told:
-        assert "{" not in text and "(n)" not in text and ".." not in text
-        sources = {slot.name: slot.source for slot in (domain.key, *domain.slots)}
-        for name, value in rows:
-            assert isinstance(sources[name], Mapping) or value in text, (rows, text)
+def test_names_that_mean_something_elsewhere() -> None:
+    table = (("name", "The Cheap Suburb"), ("near", "Cheap Pub Hall"))
+    assert slot_errors(table, "The Cheap Suburb is a place near Cheap Pub Hall.") == []
+    swapped = "Cheap Pub Hall is a place near The Cheap Suburb."
+    assert slot_errors(table, swapped) == ["name", "near"]
 
 
-def test_coined_domains_use_no_word_of_the_sample(splits) -> None:
-    words = set(mixture_coined.words())
-    said = {
-        word
-        for items in splits.values()
-        for table, texts in items
-        for text in (make_sample.meaning(table), *texts)
-        for word in re.findall("[a-z]+", text.lower())
-    }
-    assert len(words) > 1000 and words.isdisjoint(said)
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
     rng = Random(0)
-    first, second = mixture_coined.coin(rng), mixture_coined.coin(rng)
-    assert {s.name for s in first.slots}.isdisjoint(s.name for s in second.slots)
+    return [document for _ in range(1500) for document in corpus.documents(rng, WORDS)]
 
 
-def test_coined_formats_are_many_and_never_the_downstream_one() -> None:
+def test_the_text_is_deterministic_and_varied(documents: list[str]) -> None:
+    again, other = Random(0), Random(1)
+    assert documents[:3] == [d for _ in range(20) for d in corpus.documents(again, WORDS)][:3]
+    assert documents[:3] != [d for _ in range(20) for d in corpus.documents(other, WORDS)][:3]
+    assert len(set(documents)) > 0.95 * len(documents)
+
+
+def test_a_text_says_every_fact_of_its_table_once() -> None:
+    rng = Random(3)
+    for _ in range(1500):
+        domain = corpus.Domain(rng, Names(rng, WORDS))
+        rows, thing = domain.draw()
+        text = describe(thing, Author(rng))
+        plain = re.sub(r"\ban\b", "a", text.lower())
+        assert thing.name.lower() in text.lower() and thing.kind in text
+        assert dict(rows)[domain.name_slot] == thing.name
+        for fact in thing.facts:
+            said = {each for form in fact.forms.values() for each in form}
+            said = {re.sub(r"\ban\b", "a", each.lower()) for each in said}
+            assert any(each in plain for each in said), (fact, text)
+        assert text[0] == text[0].upper() and text.endswith(".") and "  " not in text
+
+
+def test_wordings_are_complete() -> None:
+    families = WORDINGS["family"]
+    kinds = [kind for family in families.values() for kind in family["kinds"]]
+    assert len(families) == 6 and len(set(kinds)) >= 90
+    for slot in WORDINGS["slot"]:
+        assert set(slot["of"]) <= set(families)
+        for forms in slot.get("table", {"": slot}).values():
+            assert {"verb", "at"} & set(forms), slot["names"]
+
+
+def test_the_form_in_which_tables_are_given_is_not_shown() -> None:
     rng = Random(0)
-    rows = (("alpha", "one"), ("beta", "two"))
-    written = {mixture_coined.Separators(rng)(rows) for _ in range(3000)}
-    assert len(written) > 1000
-    assert not [text for text in written if re.search(r"a ?: ?[^|:=]+\| ", text)]
+    rows = {tuple(corpus.Style(rng).row) for _ in range(5000)}
+    assert not [row for row in rows if row[1::2] == (" : ", " | ")]
+    assert {" : ", ": "} <= {row[1] for row in rows} and " | " in {row[3] for row in rows}
 
 
-def test_mixture_shares_no_slots_or_values_with_the_sample() -> None:
-    assert len(mixture.DOMAINS) >= 20 and len(mixture.FORMATS) >= 8
-    sample_slots = {name.lower() for name in slots.SLOTS}
-    sample_values = {
-        value.lower()
-        for slot, values in slots.EVIDENCE.items() if slot != "familyFriendly"
-        for value in values
-    } | {"yes", "no"}  # fmt: skip
-    used = [*POOL, *(s for d in mixture.DOMAINS for s in (d.key, *d.slots))]
-    for slot in used:
-        assert slot.name.lower() not in sample_slots
-        if not callable(slot.source):
-            assert sample_values.isdisjoint(value.lower() for value in slot.source), slot.name
-    words = {word for name in make_sample.names() + make_sample.places() for word in name.split()}
-    words |= {word.removesuffix("'s") for word in words}
-    for closed in ("ADJECTIVES", "NOUNS", "WOMEN", "MEN"):
-        assert words.isdisjoint(getattr(mixture_values, closed)), closed
+def eight_words(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[\w'&£$€-]+", text.lower())
+    return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
 
 
-def test_mixture_shares_no_wording_with_the_sample(splits, told) -> None:
-    """No six tokens in a row, and no sentence, but those of grammar alone ("@, and it has a @")."""
-    runs: set[tuple[str, ...]] = set()
-    for items in splits.values():
-        for table, texts in items:
-            values = [value for slot, value in table if slot != "familyFriendly"]
-            for text in texts:
-                runs |= patterns(delexicalised(values, text))
-    assert ("there", "is", "a", "@", "called", "@") in runs
-    for _, rows, text in told:
-        values = [value for _, value in rows if value not in ("true", "false")]
-        shared = patterns(delexicalised(values, text)) & runs
-        assert all(FUNCTION_WORDS.issuperset(run) for run in shared), (shared, text)
+def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, monkeypatch):
+    """No name, table, slot set or eight words in a row; what would is left out."""
+    table, texts = max(splits["test"], key=lambda item: len(item[0]))
+    name = dict(table)["name"]
+    english = tmp_path / "english.txt"
+    plain = "The river rose in the night, and nobody on the farm heard it come."
+    prose = (Path(make.__file__).parents[2] / "bench" / "prose.txt").read_text(encoding="utf-8")
+    lines = [plain, *prose.split("\n"), f"Once {texts[0]}", f"We met at {name} and talked."]
+    english.write_text("\n".join([*lines, "<|endoftext|>", f"A page on {name}.", "<|endoftext|>"]))
+    monkeypatch.setattr(make, "TABLE_BYTES", 600_000)
+    make.write_text([english], tmp_path / "text.txt.xz")
+    written = list(read_documents(tmp_path / "text.txt.xz"))
+    assert written[0].split("\n")[0] == plain and written[0].count("\n") > 3
+    assert sum(len(document) for document in written) > 550_000
+    text = "\n".join(written)
+    sample = [item for items in splits.values() for item in items]
+    runs = {run for _, texts in sample for each in texts for run in eight_words(each)}
+    assert len(runs) > 30_000 and not any(eight_words(document) & runs for document in written)
+    open_values = {value for t, _ in sample for slot, value in t if slot in ("name", "near")}
+    for value in open_values:
+        assert not re.search(rf"(?<![\w'&-]){re.escape(value)}(?![\w'&-])", text), value
+    assert not [table for table, _ in sample if make_sample.meaning(table) in text]
+    # A table of three slots cannot be one of the sample's, if two of its slots are unknown here.
+    shown = {"name", "type", "food", "price", "customer rating", "area", "family friendly", "near"}
+    listed = (slot["names"] for slot in WORDINGS["slot"] if slot["names"] != "any")
+    used = {each.lower() for names in listed for each in names}
+    rng = Random(0)
+    used |= {corpus.Domain(rng, Names(rng, WORDS)).kind_slot for _ in range(200)}
+    assert used & shown <= {"price"}
+
+
+def test_overlap_knows_names_and_runs() -> None:
+    overlap = corpus.Overlap(["one two three four five six seven eight nine"], ["Salt & Honey"])
+    assert overlap.is_in("They ate at Salt & Honey.")
+    assert overlap.is_in("Zero One two Three four five six seven eight.")
+    assert not overlap.is_in("salt & honey, two three four five six seven eight ten")
+
+
+def test_the_vocabulary_is_byte_level_bpe_with_currency_signs(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt.xz"
+    with lzma.open(text, "wt", encoding="utf-8") as file:
+        file.write("The meal costs £20. The menu costs £25.\n<|endoftext|>\n" * 20)
+    lines = make.learn_vocabulary(text, 300).splitlines()
+    ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines}
+    assert list(ranks.values()) == list(range(len(lines))) and len(lines) <= 299
+    assert [bytes([byte]) for byte in range(256)] == list(ranks)[:256] and b" costs" in ranks
+    assert {f" {sign}".encode() for sign in "£€¥"} <= set(ranks)
+    shipped = load_tokenizer("tiny")
+    assert [len(shipped.encode(f" {sign}")) for sign in "£$"] == [1, 1]
+    assert shipped.decode(shipped.encode("Zoë's – £20 & ½")) == "Zoë's – £20 & ½"
+
+
+def test_python_of_the_embedded_model_stays_short() -> None:
+    files = sorted(Path(tiny.__file__).parent.glob("*.py"))
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 800
+    assert all(a.name < b.name for a, b in pairwise(files))

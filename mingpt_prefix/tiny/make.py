@@ -2,97 +2,125 @@
 
     python -m mingpt_prefix.tiny.make --english TEXT [TEXT ...] --work DIR
 
-1. the vocabulary, from the mixture and the English text;
-2. the base, pretrained on both, then on a mixture in which tables of one style follow each other,
-   then on one whose domains are coined for their documents, each time with the last of the English
-   text, and at last together with prefixes; it never sees the sample data set;
-3. the prefix that is shipped with it, trained on the sample data set as `make train` does.
+1. the text: English, and tables with their texts (`corpus.py`), in one file, and its vocabulary;
+2. the base, pretrained on that text;
+3. the base, trained on together with prefixes (`steerable.py`), which makes it good to prefix-tune;
+4. the prefix that is shipped with it, trained on the sample data set as `make train` does.
 
-What a stage has left in DIR is used by a second call, so that it goes on where the first ended.
+A stage that DIR holds already is not done again, and one that was stopped goes on. `--only text`
+ends after the first, whose file can be taken to a faster machine. It needs the extra `dev`.
 """
 
 import argparse
+import base64
+import lzma
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import torch
 
 from mingpt_prefix import tiny
 from mingpt_prefix.text import documents
-from mingpt_prefix.tiny import make_steerable, make_vocab, mixture
-from mingpt_prefix.tokenizer import END_OF_TEXT
+from mingpt_prefix.tiny import corpus, steerable
+from mingpt_prefix.tokenizer import END_OF_TEXT, PIECES
 from mingpt_prefix.weights import load_model, save_model
 
-PLAIN = ("--documents", "150000", "--seed", "0")
-IN_RUNS = ("--documents", "80000", "--seed", "1", "--longest-run", "4")
-COINED = ("--documents", "120000", "--seed", "2", "--longest-run", "6", "--coined", "0.75")
-TAIL_BYTES = 8_000_000  # of English in the later stages, so that it is not forgotten
-FIRST_STAGE = ("--max-steps", "3000")
-SECOND_STAGE = ("--max-steps", "4000", "--lr", "2e-3", "--block-size", "384", "--batch-size", "6")
-THIRD_STAGE = ("--max-steps", "8100", "--lr", "2e-3", "--block-size", "448", "--batch-size", "6")
-LAST_STAGE = ("--steps", "4600")
+ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
+VOCABULARY = 1024  # with the end token
+FIRST_STAGE = ("--block-size", "448", "--batch-size", "12", "--lr", "3e-3", "--dtype", "bf16")
 
 
-def train(*flags: str) -> None:
-    """Run train.py, which prints how far it is; a failure ends this script too."""
-    subprocess.run([sys.executable, "train.py", *flags], check=True)
+def write_text(english: Sequence[Path], out: Path) -> None:
+    """Write English documents, then documents with tables; none that overlaps the sample data."""
+    overlap = corpus.overlap_with_sample()
+    part = out.with_suffix(".part")
+    with lzma.open(part, "wt", encoding="utf-8", newline="\n", preset=6) as file:
+        read: list[str] = []
+        for block in _english(english, overlap):
+            read.append(block)
+            file.write(block)
+        words = corpus.everyday_words("".join(read))
+        rng, left = Random(0), TABLE_BYTES
+        while left > 0:
+            drawn = corpus.documents(rng, words)
+            if not any(map(overlap.is_in, drawn)):
+                block = "".join(f"{document}\n{END_OF_TEXT}\n" for document in drawn)
+                left -= len(block.encode())
+                file.write(block)
+    part.rename(out)
 
 
-def write_tail(texts: Sequence[Path], out: Path) -> None:
-    """Write the last documents of the last text, `TAIL_BYTES` of them at most."""
-    kept, left = [], TAIL_BYTES
-    for document in reversed(list(documents(texts[-1]))):
-        block = f"{document}\n{END_OF_TEXT}\n"
+def _english(texts: Sequence[Path], overlap: corpus.Overlap) -> Iterator[str]:
+    """Documents without the lines that overlap the sample data."""
+    left = ENGLISH_BYTES
+    for document in (document for path in texts for document in documents(path)):
+        lines = [line for line in document.split("\n") if not overlap.is_in(line)]
+        block = "\n".join([*lines, END_OF_TEXT, ""])
         left -= len(block.encode())
         if left < 0:
-            break
-        kept.append(block)
-    out.write_text("".join(reversed(kept)), encoding="utf-8")
+            return
+        if lines:
+            yield block
 
 
-def make(english: Sequence[Path], work: Path) -> None:
-    """All of it."""
-    work.mkdir(parents=True, exist_ok=True)
-    names = ("mixture", "in-runs", "coined", "tail")
-    mixed, in_runs, coined, tail = (work / f"{name}.txt" for name in names)
-    stages = ("first", "second", "third", "steerable", "prefix")
-    first, second, third, base, prefix = (work / name for name in stages)
-    texts = [str(path) for path in english]
-    if not tail.exists():
-        mixture.main([*PLAIN, "--out", str(mixed)])
-        mixture.main([*IN_RUNS, "--out", str(in_runs)])
-        make_vocab.main(["--data", str(mixed), *texts])
-        mixture.main([*COINED, "--out", str(coined)])  # its words are the vocabulary's
-        write_tail(english, tail)
-    pretrain = ("--mode", "pretrain", "--dtype", "bf16", "--evals", "16")
-    if not first.exists():
-        data = ("--data", *texts, str(mixed))
-        train(*pretrain, "--model", "tiny", *data, *FIRST_STAGE, "--out", str(first))
-    for start, end, mix, stage in (
-        (first, second, in_runs, SECOND_STAGE),
-        (second, third, coined, THIRD_STAGE),
-    ):
-        if not end.exists():
-            data = ("--data", str(mix), str(tail))
-            train(*pretrain, "--model", str(start / "model"), *data, *stage, "--out", str(end))
-    if not base.exists():
-        start = ("--model", str(third / "model"), "--english", str(tail))
-        make_steerable.main([*start, *LAST_STAGE, "--out", str(base)])
-    save_model(load_model(base, "cpu", "fp32"), tiny.MODEL, torch.float16)
-    flags = ("--mode", "prefix", "--model", "tiny", "--device", "cpu")
-    train(*flags, "--out", str(prefix))
-    shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)
+def learn_vocabulary(text: Path, size: int) -> bytes:
+    """Byte-level BPE in tiktoken's form: the 256 bytes, then the merges as they were learned."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, to_letters])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet)
+    # So often that each currency sign is a token.
+    signs = " £ € ¥ $" * 100_000
+    bpe.train_from_iterator((signs, *documents(text)), trainer)
+    # Byte-level BPE spells each byte as a printable letter.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    merged = [token for token, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1])]
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes(byte_of[letter] for letter in token) for token in merged if len(token) > 1]
+    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    return b"".join(lines)
+
+
+def train(folder: Path, *flags: str) -> None:
+    """A run of train.py in `folder`, or what is left of it; a failure ends this script too."""
+    how = ("--resume", str(folder)) if folder.exists() else (*flags, "--out", str(folder))
+    subprocess.run([sys.executable, "train.py", *how], check=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the embedded model and its prefix.")
-    parser.add_argument("--english", type=Path, nargs="+", required=True, help=".txt or .txt.xz")
+    parser.add_argument("--english", type=Path, nargs="+", default=[], help=".txt or .txt.xz")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is in between")
+    parser.add_argument("--steps", type=int, nargs=2, default=(6000, 2000), help="of both stages")
+    parser.add_argument("--only", choices=("text",), help="the stage to end after")
     options = parser.parse_args(argv)
-    make(options.english, options.work)
+    work, steps = options.work, options.steps
+    work.mkdir(parents=True, exist_ok=True)
+    text, first, base, prefix = (work / name for name in ("text.txt.xz", "first", "base", "prefix"))
+    if not text.exists():
+        write_text(options.english, text)
+        (work / "vocab.tiktoken").write_bytes(learn_vocabulary(text, VOCABULARY))
+    shutil.copyfile(work / "vocab.tiktoken", tiny.VOCABULARY)
+    if options.only == "text":
+        return
+    pretrain = ("--mode", "pretrain", "--model", "tiny", "--data", str(text), *FIRST_STAGE)
+    train(first, *pretrain, "--max-steps", str(steps[0]))
+    steerable.train(first / "model", text, base, steerable.Args(steps[1]))
+    save_model(load_model(base / "model", dtype="fp32"), tiny.MODEL, torch.float16)
+    train(prefix, "--mode", "prefix", "--model", "tiny", "--device", "cpu")
+    shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)
 
 
 if __name__ == "__main__":

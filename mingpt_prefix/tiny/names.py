@@ -1,0 +1,98 @@
+"""Names, dates and figures for the tables that the embedded model is pretrained on.
+
+    Names(Random(0), words).draw("place")       # ["Quistel & Thorn"]
+
+What they are made of stands in wordings.toml: everyday English words, real names from Faker,
+invented words and letters at random. They must be copied: nobody could know them.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from random import Random
+
+with Path(__file__).with_name("wordings.toml").open("rb") as _file:
+    WORDINGS = tomllib.load(_file)
+_PARTS = {name: part.split() for name, part in WORDINGS["names"].items() if isinstance(part, str)}
+_FRAMES: dict[str, list[str]] = WORDINGS["names"]["frames"]
+_FIELD = re.compile(r"\{(.*?)\}")
+_ACCENTS = str.maketrans("aeiouncs", "áéíöüñçš")
+_SOURCES = ("words", "words", "real", "real", "invented", "letters")
+
+
+@cache
+def _real() -> dict[str, tuple[str, ...]]:
+    """Names of each kind from Faker, in Latin letters."""
+    from faker import Faker
+
+    faker = Faker(_PARTS["locales"], use_weighting=False)
+    faker.seed_instance(0)
+    draws = {
+        "first": faker.first_name,
+        "last": faker.last_name,
+        "cities": faker.city,
+        "companies": faker.company,
+        "streets": faker.street_name,
+        "countries": faker["en_GB"].country,
+    }
+    return {kind: tuple(sorted({draw() for _ in range(3000)})) for kind, draw in draws.items()}
+
+
+class Names:
+    """`words` are everyday English ones. All that one of these draws leans to one source."""
+
+    def __init__(self, rng: Random, words: Sequence[str]) -> None:
+        self.rng, self.words = rng, words
+        self.lean = rng.choice(("words", "real", "invented", "all", "all"))
+
+    def draw(self, kind: str) -> list[str]:
+        """A value by a frame of this kind: as a table shows it, then other ways to say it."""
+        return self.fill(self.rng.choice(_FRAMES[kind])).split("|")
+
+    def fill(self, frame: str) -> str:
+        """`frame` with a name, word or number for each of its fields (see wordings.toml)."""
+        low = self.rng.randint(2, 95)
+        high = low + self.rng.choice((2, 3, 5, 10, 15))
+        same = {"low": str(low), "high": str(high), "sign": self.rng.choice(_PARTS["signs"])}
+        return _FIELD.sub(lambda field: same.get(field[1]) or self._part(field[1]), frame)
+
+    def _part(self, field: str) -> str:
+        if field in ("", "plain"):
+            return self.plain() if field else self.word()
+        if field[0].isdigit():
+            return str(self.rng.randint(*map(int, field.split("-"))))
+        if options := _PARTS.get(field) or _real().get(field):
+            return self.rng.choice(options)
+        return self.draw(field)[0]
+
+    def word(self) -> str:
+        """One capitalised word of a name."""
+        source = self.lean
+        if source == "all" or self.rng.random() < 0.15:
+            source = self.rng.choice(_SOURCES)
+        if source == "words":
+            return self.plain().capitalize()
+        if source == "real":
+            return self.rng.choice(_real()[self.rng.choice(("first", "last"))])
+        return (self._invented() if source == "invented" else self._letters()).capitalize()
+
+    def plain(self) -> str:
+        return self.rng.choice(self.words)
+
+    def _letters(self) -> str:
+        return "".join(self.rng.choices(string.ascii_lowercase, k=self.rng.randint(3, 8)))
+
+    def _invented(self) -> str:
+        rng, made = self.rng, ""
+        for _ in range(rng.choice((1, 2, 2, 2, 3))):
+            made += rng.choice(_PARTS["onsets"]) + rng.choice(_PARTS["vowels"])
+            made += rng.choice(_PARTS["codas"]) if rng.random() < 0.55 else ""
+        if rng.random() < 0.1:
+            at = rng.randrange(len(made))
+            made = made[:at] + made[at].translate(_ACCENTS) + made[at + 1 :]
+        return made
