@@ -79,8 +79,10 @@ def read_ask(
     if unknown := fields.keys() - {*_RULES, *_OTHERS}:
         raise Refusal(400, f"unknown field '{printable(min(unknown))}'")
     voice = _choose(fields, voices)
-    decoding = _decoding(fields, defaults, limits)
     seed, stream = fields.get("seed", seed), fields.get("stream", False)
+    if stream is True or any(fields.get(n) is not None for n in ("temperature", "top_k", "top_p")):
+        fields = {"beams": 1, **fields}
+    decoding = _decoding(fields, defaults, limits)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise Refusal(400, f"seed must be a whole number from 0 to {MAX_SEED}")
     if not isinstance(stream, bool):

@@ -28,13 +28,15 @@ from mingpt_prefix.readers import SUFFIXES, USUAL, Columns, read_csv, read_examp
 from mingpt_prefix.reading import read_bytes
 from mingpt_prefix.tables import Example, Table, format_table, printable
 
-Split = Literal["train", "dev", "test"]
+Split = Literal["train", "dev", "test", "test-known"]
 
 E2E_URL = "https://github.com/tuetschek/e2e-dataset/releases/download/v1.0.0/e2e-dataset.zip"
 E2E_SHA256 = "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac"
 DEV_SHARE = 0.05
 
 _OFFICIAL_NAMES = {"train": "trainset", "dev": "devset", "test": "testset_w_refs"}
+# The sample has a second test set, whose names are made of training's words.
+_SAMPLE_NAMES = {**_OFFICIAL_NAMES, "test-known": "testset_known_w_refs"}
 _E2E_FILE = "e2e-dataset.zip"
 _MAX_DOWNLOAD = 1 << 24
 _DOWNLOAD_TIMEOUT_S = 10.0
@@ -69,9 +71,10 @@ def load_examples(
     Raises:
         DataError: when the source is missing, has no such split, or holds a bad row.
     """
-    if split not in _OFFICIAL_NAMES:
-        raise DataError(f"unknown split '{split}'; known: {', '.join(_OFFICIAL_NAMES)}")
-    member = f"{_OFFICIAL_NAMES[split]}.csv"
+    names = _SAMPLE_NAMES if source == "sample" else _OFFICIAL_NAMES
+    if split not in names:
+        raise DataError(f"unknown split '{split}'; known: {', '.join(names)}")
+    member = f"{names[split]}.csv"
     if source == "e2e":
         with zipfile.ZipFile(io.BytesIO(_e2e_release(url))) as release:
             return read_csv(release.read(f"e2e-dataset/{member}"), f"e2e {member}", columns)

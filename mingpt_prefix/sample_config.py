@@ -8,6 +8,8 @@ from tyro.conf import UseAppendAction
 
 from mingpt_prefix.config import Decoding
 
+BEAMS = 5
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -33,8 +35,9 @@ class SampleConfig:
     """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
     """the model a prefix or LoRA was made for: a folder must be named, a known name is found"""
-    beams: int = 1
-    """beam search with so many beams; 1 is greedy"""
+    beams: int | None = None
+    """beam search with so many beams; 1 is greedy. 5 if not given, or 1 with --temperature, --top-k
+    or --top-p"""
     temperature: float | None = None
     """sample, from the model's distribution at this temperature"""
     top_k: int | None = None
@@ -72,5 +75,8 @@ class SampleConfig:
     @property
     def decoding(self) -> Decoding:
         """Raises ConfigError for a flag out of range."""
-        names = (field.name for field in dataclasses.fields(Decoding))
-        return Decoding(**{name: getattr(self, name) for name in names})
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Decoding)}
+        if self.beams is None:
+            samples = any(given[name] is not None for name in ("temperature", "top_k", "top_p"))
+            given["beams"] = 1 if samples else max(BEAMS, self.num_return_sequences)
+        return Decoding(**given)
