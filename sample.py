@@ -18,10 +18,9 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 from mingpt_prefix.console import parse, run_script
-from mingpt_prefix.errors import ConfigError, DataError, TableError
+from mingpt_prefix.errors import ConfigError, DataError, TableError, printable
 from mingpt_prefix.readers import iter_tables
 from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import printable
 
 if TYPE_CHECKING:
     from mingpt_prefix.bank_writer import BankWriter

@@ -17,7 +17,6 @@ from mingpt_prefix.tiny.slots import slot_errors
 from mingpt_prefix.writer import open_writer
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-GATED = "gated prefix"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def trained(
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
     log = RunFolder(folder).read_log()
     return Row(
-        method=GATED if config.get("gated") else config["mode"],
+        method=config["mode"],
         seed=config["seed"],
         lr=config["lr"],
         seconds=result["seconds"],

@@ -27,9 +27,8 @@ from torch import Tensor
 
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.digest import UNREADABLE, digest_of
-from mingpt_prefix.errors import AdapterError
+from mingpt_prefix.errors import AdapterError, printable
 from mingpt_prefix.files import write_atomically
-from mingpt_prefix.tables import printable
 
 # gpt2-xl with the longest prefix has 0.6 GiB; the metadata are a few hundred bytes.
 FILE_LIMIT, _HEADER_LIMIT = 1 << 30, 1 << 20

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.gates import GatedPrefix
 from mingpt_prefix.lora import Lora
 from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.model import GPT2
@@ -80,7 +79,6 @@ def make_adapters(
     prefix, lora = None, None
     if config.has_prefix:
         prefix = make_encoder(config, model, train_set)
-        prefix = GatedPrefix(prefix, model.config) if config.gated else prefix
     if config.has_lora:
         settings = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout)
         lora = Lora(model.config, *settings, seed=config.seed)

@@ -15,10 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mingpt_prefix.config import Decoding
-from mingpt_prefix.config_checks import MAX_SEED, flag_name
-from mingpt_prefix.errors import ConfigError, TableError
-from mingpt_prefix.tables import parse_table, printable, table_from_json
+from mingpt_prefix.config import MAX_SEED, Decoding, flag_name
+from mingpt_prefix.errors import ConfigError, TableError, printable
+from mingpt_prefix.tables import parse_table, table_from_json
 from mingpt_prefix.voices import Voice
 
 _RULES = {field.name: field.type for field in dataclasses.fields(Decoding)}

@@ -22,7 +22,7 @@ from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.calls import Callee, CallingGPT2
 from mingpt_prefix.calls_file import Call, check_name, forget_call, read_calls
 from mingpt_prefix.console import parse, run_script, say
-from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.errors import ConfigError, PrefixError, printable
 from mingpt_prefix.export import learned_file
 from mingpt_prefix.files import remove_parts
 from mingpt_prefix.folder import reason, shown
@@ -35,7 +35,6 @@ from mingpt_prefix.prefix_file import (
     read_prefix,
     save_prefix,
 )
-from mingpt_prefix.tables import printable
 
 CALLS_FILE = "_calls.safetensors"
 _SUFFIX = ".safetensors"

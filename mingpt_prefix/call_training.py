@@ -34,7 +34,7 @@ from mingpt_prefix.call_lessons import (
 from mingpt_prefix.call_losses import Ends, behind_loss, call_loss, right_calls
 from mingpt_prefix.calls import CallingGPT2
 from mingpt_prefix.calls_file import Call, save_calls
-from mingpt_prefix.config_checks import MAX_SEED, flag_name
+from mingpt_prefix.config import MAX_SEED, flag_name
 from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.data import Split, load_split
 from mingpt_prefix.errors import ConfigError, TrainingError

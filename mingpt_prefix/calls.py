@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_prefix.errors import PromptError, TableError
+from mingpt_prefix.errors import PromptError, TableError, printable
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.readers import table_from_line
-from mingpt_prefix.tables import Table, linearize, printable
+from mingpt_prefix.tables import Table, linearize
 from mingpt_prefix.tokenizer import Tokenizer
 
 MAX_PROMPT_CHARS = 20_000

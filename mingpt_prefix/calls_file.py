@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mingpt_prefix.adapter_file import AdapterFormat
-from mingpt_prefix.errors import PrefixError
+from mingpt_prefix.errors import PrefixError, printable
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tables import printable
 
 VERSION = 3
 _CALLS, _QUIET, _FIRST_WITH_QUIET = "calls", "quiet", 3

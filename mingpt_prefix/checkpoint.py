@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mingpt_prefix.digest import UNREADABLE, digest_of
-from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.errors import CheckpointError, printable
 from mingpt_prefix.files import replace_atomically
-from mingpt_prefix.tables import printable
 
 KEEP = 2
 _KEY, _DIGEST = "mingpt_prefix", "sha256"

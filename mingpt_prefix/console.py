@@ -17,8 +17,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mingpt_prefix.errors import ConfigError, MingptPrefixError
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, printable
 
 if TYPE_CHECKING:  # torch, which it brings, takes seconds
     from mingpt_prefix import runs, tasks, training

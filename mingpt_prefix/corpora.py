@@ -14,9 +14,9 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from mingpt_prefix.errors import DataError, MingptPrefixError
+from mingpt_prefix.errors import DataError, MingptPrefixError, printable
 from mingpt_prefix.reading import checked_example, not_empty
-from mingpt_prefix.tables import Example, printable, table_from_triples
+from mingpt_prefix.tables import Example, table_from_triples
 
 _WEBNLG_TEST = "testdata_with_lex.xml"
 _GOOD = ("good", "")

@@ -22,11 +22,11 @@ from typing import Literal
 
 from mingpt_prefix import tiny
 from mingpt_prefix.corpora import dart_files, webnlg_files
-from mingpt_prefix.errors import DataError
+from mingpt_prefix.errors import DataError, printable
 from mingpt_prefix.files import cache_dir, write_atomically
 from mingpt_prefix.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.reading import read_bytes
-from mingpt_prefix.tables import Example, Table, format_table, printable
+from mingpt_prefix.tables import Example, Table, format_table
 
 Split = Literal["train", "dev", "test"]
 

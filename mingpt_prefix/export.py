@@ -46,8 +46,7 @@ from mingpt_prefix.prefix_file import (
     save_prefix,
 )
 from mingpt_prefix.runs import RunFolder, read_run
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.templates import template_format
+from mingpt_prefix.templates import text_format_of
 from mingpt_prefix.weights import load_model
 
 
@@ -133,7 +132,7 @@ def import_adapter(folder: Path, target: Path, model: str | None, template: str 
     if adapter.base and base in MODELS and base != adapter.base:
         raise form.error(f"{shown(folder)}: it was trained on {adapter.base}, not on {base}")
     loaded = load_model(base, "cpu", "fp32")
-    text_format = template_format(template) if template else TEXT_FORMAT
+    text_format = text_format_of(template or "")
     if isinstance(adapter, LoraAdapter):
         lora = adapter.info or _lora_info(adapter, loaded, text_format)
         with form.naming(folder):

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.errors import ConfigError, WeightsError
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import ConfigError, WeightsError, printable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _TOKENIZER_KEY = "mingpt_prefix_tokenizer"

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mingpt_prefix.config import MODELS
-from mingpt_prefix.errors import WeightsError
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import WeightsError, printable
 
 REPOS = {name: f"openai-community/{name}" for name in MODELS if name != "tiny"}
 FILE = "model.safetensors"

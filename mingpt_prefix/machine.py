@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import printable
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as malloc.h numbers them
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mingpt_prefix.caption_metrics import CAPTION_METRICS, caption_scores
-from mingpt_prefix.errors import ConfigError, DataError
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import ConfigError, DataError, printable
 
 METRICS = ("bleu", "nist", *CAPTION_METRICS)
 _ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))

@@ -21,10 +21,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mingpt_prefix.adapter_file import AdapterFormat
+from mingpt_prefix.errors import printable
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.folder import read_json, shown
 from mingpt_prefix.hub import REPOS
-from mingpt_prefix.tables import printable
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = (
     "adapter_config.json",

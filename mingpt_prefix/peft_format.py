@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.errors import PrefixError
+from mingpt_prefix.errors import PrefixError, printable
 from mingpt_prefix.files import write_atomically
 from mingpt_prefix.peft_folder import (
     CONFIG_FILE,
@@ -30,7 +30,6 @@ from mingpt_prefix.peft_folder import (
     write_folder,
 )
 from mingpt_prefix.prefix_file import FORMAT, PrefixInfo
-from mingpt_prefix.tables import printable
 
 PEFT_TYPE = "PREFIX_TUNING"
 _TENSOR = "prompt_embeddings"

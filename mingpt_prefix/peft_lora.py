@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mingpt_prefix.config import TARGETS
-from mingpt_prefix.errors import LoraError
+from mingpt_prefix.errors import LoraError, printable
 from mingpt_prefix.lora_file import FORMAT, LoraInfo
 from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.peft_folder import (
@@ -31,7 +31,6 @@ from mingpt_prefix.peft_folder import (
     sizes_of,
     write_folder,
 )
-from mingpt_prefix.tables import printable
 
 PEFT_TYPE = "LORA"
 _TARGET = "|".join(map(re.escape, TARGETS))

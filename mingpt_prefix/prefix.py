@@ -17,10 +17,9 @@ from torch.nn.utils import skip_init
 
 from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
 from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.errors import ConfigError, PrefixError, printable
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import read_fitting, rows_digest
-from mingpt_prefix.tables import printable
 from mingpt_prefix.tokenizer import load_tokenizer
 
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first

@@ -18,9 +18,8 @@ from torch import Tensor
 from mingpt_prefix.adapter_file import AdapterFormat
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import PLACEMENTS
-from mingpt_prefix.errors import PrefixError
+from mingpt_prefix.errors import PrefixError, printable
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tables import printable
 
 VERSION = 2
 _TENSOR = "prefix_kv"

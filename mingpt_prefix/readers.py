@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mingpt_prefix.corpora import dart_examples, read_webnlg
-from mingpt_prefix.errors import DataError, MingptPrefixError, TableError
+from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable
 from mingpt_prefix.reading import checked_example, decode, not_empty, parse_json, read_bytes
-from mingpt_prefix.tables import Example, Table, parse_table, printable, table_from_json
+from mingpt_prefix.tables import Example, Table, parse_table, table_from_json
 
 _TABLE_COLUMNS = ("mr", "ref")
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mingpt_prefix.errors import DataError, TableError
-from mingpt_prefix.tables import Example, Table, printable
+from mingpt_prefix.errors import DataError, TableError, printable
+from mingpt_prefix.tables import Example, Table
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 

@@ -10,9 +10,8 @@ import os
 import weakref
 from pathlib import Path
 
-from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.errors import CheckpointError, printable
 from mingpt_prefix.files import remove_parts, write_atomically
-from mingpt_prefix.tables import printable
 
 try:
     import fcntl

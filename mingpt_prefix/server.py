@@ -24,8 +24,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mingpt_prefix.asking import Limits, Refusal
-from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.printing import printable
+from mingpt_prefix.errors import ConfigError, printable
 from mingpt_prefix.sample_config import SampleConfig
 from mingpt_prefix.voices import Voice, open_voices
 

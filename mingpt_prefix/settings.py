@@ -7,13 +7,12 @@ import torch
 
 from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, config_from_json, flag_name
 from mingpt_prefix.data import load_examples
-from mingpt_prefix.errors import CheckpointError, ConfigError, DataError
+from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, printable
 from mingpt_prefix.folder import CONFIG_FILE, read_config
 from mingpt_prefix.prefix import text_tokens
 from mingpt_prefix.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.recipes import recipe
 from mingpt_prefix.runs import read_run
-from mingpt_prefix.tables import printable
 from mingpt_prefix.templates import TEMPLATE_FORMAT
 from mingpt_prefix.tokenizer import load_tokenizer
 from mingpt_prefix.train_args import TrainArgs
@@ -27,7 +26,7 @@ from mingpt_prefix.weights import (
 
 _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"
-    " prefix_dropout gated".split()
+    " prefix_dropout".split()
 )
 _LORA_FLAGS = "lora_rank lora_alpha lora_targets lora_dropout lora_lr".split()
 # What a mode has no use for, and the modes that have.

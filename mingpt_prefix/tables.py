@@ -12,11 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mingpt_prefix.errors import ConfigError, TableError
-from mingpt_prefix.printing import escape, printable
-from mingpt_prefix.templates import TEMPLATE_FORMAT, fill, template_fields
+from mingpt_prefix.errors import ConfigError, TableError, escape, printable
+from mingpt_prefix.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
 
-TEXT_FORMAT = "bar-v1"
 MAX_TABLE_CHARS = 8_000
 
 _PRINTED_NAMES = {

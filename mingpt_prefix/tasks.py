@@ -26,7 +26,7 @@ from mingpt_prefix.readers import Columns
 from mingpt_prefix.runs import RunFolder
 from mingpt_prefix.sharding import whole_model
 from mingpt_prefix.tables import TEXT_FORMAT, format_table
-from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields
+from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import load_model, save_model
@@ -74,7 +74,7 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
         config.limit_examples,
         config.seed,
         config.placement,
-        config.text_format,
+        text_format_of(config.input_template),
         config.text_field,
     )
 
@@ -176,7 +176,7 @@ def save_trained(trainer: Trainer, run: RunFolder | None) -> None:
     learned, fingerprint = trainer.folded(), model.fingerprint
     same = {
         "base": model.name,
-        "text_format": config.text_format,
+        "text_format": text_format_of(config.input_template),
         "training": config.learning_settings(),
     }
     if learned.low_rank is not None:

@@ -10,11 +10,11 @@ are no format specifications, attributes or indices: a template may come with a 
 import string
 from collections.abc import Mapping
 
-from mingpt_prefix.errors import ConfigError, TableError
-from mingpt_prefix.printing import printable
+from mingpt_prefix.errors import ConfigError, TableError, printable
 
 TEMPLATE_FORMAT = "template-v1:"
 MAX_TEMPLATE_CHARS = 1_000
+TEXT_FORMAT = "bar-v1"  # the form of the paper, where there is no template
 
 
 def template_format(template: str) -> str:
@@ -26,6 +26,15 @@ def template_format(template: str) -> str:
     text_format = TEMPLATE_FORMAT + template
     template_fields(text_format)
     return text_format
+
+
+def text_format_of(template: str) -> str:
+    """The name of the text format of a run: that of its template, or without one the paper's.
+
+    Raises:
+        ConfigError: for a template that cannot be read.
+    """
+    return template_format(template) if template else TEXT_FORMAT
 
 
 def template_fields(text_format: str) -> tuple[str, ...]:

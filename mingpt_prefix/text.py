@@ -7,8 +7,7 @@ import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
-from mingpt_prefix.errors import DataError
-from mingpt_prefix.tables import printable
+from mingpt_prefix.errors import DataError, printable
 from mingpt_prefix.tokenizer import END_OF_TEXT
 
 

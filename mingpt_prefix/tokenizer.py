@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import tiktoken
 
 from mingpt_prefix import tiny
-from mingpt_prefix.errors import ConfigError, DataError
+from mingpt_prefix.errors import ConfigError, DataError, printable
 from mingpt_prefix.files import cache_dir
-from mingpt_prefix.tables import printable
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into the pieces that BPE merges within.

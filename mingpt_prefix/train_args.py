@@ -42,8 +42,6 @@ class TrainArgs:
     """a prefix file of this model to train on from; its length, placement and template are taken"""
     prefix_dropout: float | None = None
     """of the rows, in training"""
-    gated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """learn for each layer and head how much it takes of the prefix"""
     lora_rank: int | None = None
     """columns and rows of LoRA's matrices"""
     lora_alpha: float | None = None

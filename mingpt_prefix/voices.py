@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from mingpt_prefix.batch import encode_prompt
-from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.errors import ConfigError, TableError, printable
 from mingpt_prefix.folder import shown
 from mingpt_prefix.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.prefix_file import read_fitting
 from mingpt_prefix.runs import RUN_FILE, RUNS, RunFolder, newest_finished, read_run
 from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import Table, printable
+from mingpt_prefix.tables import Table
 from mingpt_prefix.writer import Writer, open_writer
 
 Kind = Literal["frozen", "prefix", "fine-tuned"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mingpt_prefix import hub, kernels, tiny
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.errors import ConfigError, WeightsError
+from mingpt_prefix.errors import ConfigError, WeightsError, printable
 from mingpt_prefix.files import part_of, swap_in, sync_folder
 from mingpt_prefix.folder import (
     CONFIG_FILE,
@@ -33,7 +33,6 @@ from mingpt_prefix.folder import (
     weight_files,
 )
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tables import printable
 
 DEVICES = ("cpu", "cuda")
 DTYPES = {

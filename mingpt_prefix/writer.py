@@ -12,14 +12,14 @@ from mingpt_prefix import tiny
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.describe import Sentence, describe_scored
-from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError
+from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError, printable
 from mingpt_prefix.lora_file import load_folded
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import FORMAT, PrefixInfo, check_prefix, read_fitting, read_prefix
 from mingpt_prefix.runs import RUNS, RunFolder, finished_runs, newest_finished, read_run
 from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import TEXT_FORMAT, Table, printable
-from mingpt_prefix.templates import template_format
+from mingpt_prefix.tables import TEXT_FORMAT, Table
+from mingpt_prefix.templates import text_format_of
 from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.weights import load_model
 
@@ -114,7 +114,7 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
         raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
     model = _load(config, run.model_folder)
     template = content["config"].get("input_template")
-    text_format = template_format(str(template)) if template else TEXT_FORMAT
+    text_format = text_format_of(str(template or ""))
     return replace(_writer(model, None, None, f"the model of {called}"), text_format=text_format)
 
 

@@ -191,7 +191,7 @@ def test_a_prefix_trained_with_lora_is_no_use_without(
         (["--mode", "lora", "--lora-targets", "wte"], "wte"),
         (["--mode", "lora", "--lora-targets", "mlp.c_fc", "mlp.c_fc"], "each once"),
         (["--mode", "lora", "--prefix-length", "4"], "--mode prefix or prefix+lora, not lora"),
-        (["--mode", "lora", "--gated"], "--mode prefix or prefix+lora, not lora"),
+        (["--mode", "lora", "--reparam"], "--mode prefix or prefix+lora, not lora"),
         (["--mode", "lora", "--lora-lr", "0.1"], "--lora-lr is for --mode prefix+lora, not lora"),
         (["--mode", "lora", "--optimizer", "muon"], "--optimizer muon is for matrices"),
         (["--mode", "prefix", "--lora-rank", "4"], "--mode lora or prefix+lora, not prefix"),

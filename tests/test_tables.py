@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, TableError
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, TableError, printable
 from mingpt_prefix.readers import table_from_line
 from mingpt_prefix.tables import (
     MAX_TABLE_CHARS,
@@ -13,7 +13,6 @@ from mingpt_prefix.tables import (
     format_table,
     linearize,
     parse_table,
-    printable,
     table_from_json,
     target_text,
 )

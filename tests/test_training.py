@@ -27,14 +27,13 @@ PRETRAIN = replace(
     FINETUNE, mode="pretrain", weight_decay=0.1, warmup=0.3, dropout=0.0, optimizer="muon"
 )
 DIRECT = replace(PREFIX, reparam=False, lr=0.03)
-GATED = replace(DIRECT, gated=True)
 LORA = replace(
     PREFIX, mode="lora", prefix_length=0, lora_rank=2, lora_alpha=4.0, lora_dropout=0.1,
     lora_targets=("attn.c_attn", "mlp.c_fc"),
 )  # fmt: skip
 BOTH = replace(LORA, mode="prefix+lora", prefix_length=4, lora_lr=0.02)
 NAMED = {
-    "prefix": PREFIX, "direct": DIRECT, "gated": GATED, "lora": LORA, "prefix+lora": BOTH,
+    "prefix": PREFIX, "direct": DIRECT, "lora": LORA, "prefix+lora": BOTH,
     "finetune": FINETUNE, "pretrain": PRETRAIN,
 }  # fmt: skip
 MODES = pytest.mark.parametrize("config", NAMED.values(), ids=NAMED)
@@ -82,7 +81,7 @@ def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
     assert trainer.best_loss == min(p.dev_loss for p in taken)
 
 
-@pytest.mark.parametrize("config", [PREFIX, GATED, LORA, BOTH], ids=lambda config: config.mode)
+@pytest.mark.parametrize("config", [PREFIX, LORA, BOTH], ids=lambda config: config.mode)
 def test_frozen_means_frozen(config: TrainConfig) -> None:
     trainer = make(config)
     before = fingerprint(trainer.model)
