@@ -26,6 +26,7 @@ from timing import timed
 
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.decoding import generate
+from mingpt_prefix.packed import prepack
 from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.weights import DTYPES, choose_device
 
@@ -64,6 +65,7 @@ def configured(args: Args) -> TrainConfig:
 def measure(args: Args) -> list[dict]:
     config = configured(args)
     own = base(config).requires_grad_(False).eval()
+    prepack(own)
     peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
     with torch.no_grad():
         encoder = make_encoder(config, own).to(own.device)

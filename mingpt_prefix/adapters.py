@@ -2,12 +2,14 @@
 
 adapters = make_adapters(config, model, train_set)
 adaptation = adapters()
-hidden = model(tokens, positions, layout, adaptation.prefix, adaptation.low_rank)
+with adaptation.attached(model):
+    hidden = model(tokens, positions, layout, adaptation.prefix)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +17,14 @@ from torch import Tensor, nn
 
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.lora import Lora
-from mingpt_prefix.low_rank import LowRank
+from mingpt_prefix.lora import Lora, LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import make_encoder
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a model is given beside its tokens, as plain tensors."""
+    """What changes what a model computes, as plain tensors."""
 
     prefix: PrefixKV | None = None
     low_rank: LowRank | None = None
@@ -31,6 +32,10 @@ class Adaptation:
     def tensors(self) -> list[Tensor]:
         rows = [] if self.prefix is None else [self.prefix.kv]
         return rows + ([] if self.low_rank is None else self.low_rank.tensors())
+
+    def attached(self, model: GPT2) -> AbstractContextManager[None]:
+        """`model` computes with the changes of its weights, if there are any."""
+        return nullcontext() if self.low_rank is None else self.low_rank.attached(model)
 
     def leaves(self) -> Adaptation:
         """The same numbers without their graph, to add gradients up in."""

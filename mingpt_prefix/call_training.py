@@ -40,7 +40,7 @@ from mingpt_prefix.data import Split, load_split
 from mingpt_prefix.errors import ConfigError, TrainingError
 from mingpt_prefix.folder import shown
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.packed import pack
+from mingpt_prefix.packed import prepack
 from mingpt_prefix.step import check_positions
 from mingpt_prefix.tokenizer import Tokenizer
 from mingpt_prefix.weights import load_model
@@ -153,7 +153,7 @@ def teach(
         raise ConfigError(f"--data: each of the bank's prefixes, once: {', '.join(bank.names)}")
     base = load_model(known_base(bank, model_name), dtype="fp32")
     tokenizer, prefix = tokenizer_of(base), bank.packed().to(base.device)
-    pack(base, backward=True)
+    prepack(base, backward=True)
     # A new start: rows that were learned before might be of other prefixes.
     rows = dataclasses.replace(bank, calls={}).calling(base).rows
     draw = torch.Generator().manual_seed(settings.seed)

@@ -6,9 +6,9 @@
 
 A call's row is its embedding as input and, the head being tied, its row of the head. One row has to
 serve as both, and the states at the ends of phrases in prose are much like those at a table's end:
-so `quiet` rows, of the head alone, lower a call's logit there. What a call does while tokens are
-generated is in `kv_cache`. Calls are read from prompts alone: in a table's value their text is
-text.
+so `quiet` rows, of the head alone, lower a call's logit there. While tokens are generated, a call
+attaches its prefix to its sequence from its own query on; a sequence that has a prefix calls no
+other. Calls are read from prompts alone: in a table's value their text is text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mingpt_prefix.errors import PromptError, TableError, printable
+from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.readers import table_from_line
 from mingpt_prefix.tables import Table, linearize
@@ -32,6 +33,24 @@ MAX_PROMPT_CHARS = 20_000
 _CALL = re.compile(r"<\|prefix:([^|>]*)\|>")
 
 
+class CallingCache(KVCache):
+    """The cache of a `CallingGPT2`: an appended call attaches its prefix to the row."""
+
+    may_hold_prefix = False
+    model: CallingGPT2
+
+    def step(self, tokens: Tensor) -> None:
+        called = (tokens - self.model.n_words).to(self.prefix_ids.dtype)
+        self.prefix_ids = torch.where(called >= 0, called, self.prefix_ids)
+        super().step(tokens)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        logits = super()._head(hidden)
+        has_prefix = (self.prefix_ids >= 0)[:, None]
+        logits[:, self.model.n_words :].masked_fill_(has_prefix, -math.inf)
+        return logits
+
+
 class CallingGPT2(GPT2):
     """`base` with N more tokens in its vocabulary, which call prefixes; its weights are shared.
 
@@ -39,6 +58,8 @@ class CallingGPT2(GPT2):
     that `base` has not. `may_emit` (N,) bool: which calls the model may write; None: all. The
     others have the logit -inf.
     """
+
+    cache_class = CallingCache
 
     def __init__(
         self,
@@ -50,13 +71,9 @@ class CallingGPT2(GPT2):
         with torch.device("meta"):  # for every weight is the base's
             super().__init__(base.config, base.attention)
         self.wte, self.wpe, self.h, self.ln_f = base.wte, base.wpe, base.h, base.ln_f
-        self.packed_head, self.name, self.fingerprint = (
-            base.packed_head,
-            base.name,
-            base.fingerprint,
-        )
-        self.n_calls, self.n_words = len(rows), base.config.vocab_size
-        self.config = replace(base.config, vocab_size=self.n_words + self.n_calls)
+        self.tied_head, self.name, self.fingerprint = base.tied_head, base.name, base.fingerprint
+        self.n_words = base.config.vocab_size
+        self.config = replace(base.config, vocab_size=self.n_words + len(rows))
         quiet = rows[:, None][:, :0] if quiet is None else quiet
         self.rows, self.quiet = (
             nn.Parameter(t.detach().to(base.wte.weight, copy=True), requires_grad=False)

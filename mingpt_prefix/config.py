@@ -174,8 +174,8 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
         if unknown := set(self.lora_targets) - set(TARGETS):
             raise ConfigError(f"unknown lora-targets: {sorted(map(str, unknown))}")
-        check_ranges(self)
         self._check_sizes()
+        check_ranges(self)
         self._check_combinations()
 
     def _check_sizes(self) -> None:

@@ -25,7 +25,6 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.packed import pack
 from mingpt_prefix.sampling import choose_tokens
 from mingpt_prefix.scored import Scored, Watch
 
@@ -128,7 +127,6 @@ def generate_scored(
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
     was_training = model.training
     model.eval()
-    pack(model)
     try:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
@@ -223,7 +221,8 @@ def _generate_batch(
     width = max(decoding.beams, decoding.num_return_sequences)
     room = [row.limit * width for row in rows]
     first = None if rows[0].prefix_from is None else [row.prefix_from for row in rows]
-    cache = KVCache(model, prompts, prefix, prefix_ids, room, first)
+    cache_class = getattr(model, "cache_class", KVCache)  # a model may bring one of its own
+    cache = cache_class(model, prompts, prefix, prefix_ids, room, first)
     bans = Bans(prompts, decoding, eos, model.config.vocab_size, model.device)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:

@@ -1,9 +1,8 @@
 """The keys and values of a batch's tokens while new ones are generated.
 
-A cache row is one token's keys and values. Which rows a sequence reads stands in its block table,
-so the beams of a prompt share its rows, and what they have in common since: when beams part or
-rows leave the batch, tables move, never keys or values. A token that calls a prefix (`calls`)
-attaches it to its sequence from its own query on; a sequence that has a prefix calls no other.
+A cache row holds one token's keys and values. A sequence's block table names the rows it reads, so
+the beams of a prompt share its rows, and what they have in common since: when beams part or rows
+leave the batch, tables move, never keys or values.
 
 For the reference attention, which gathers what it reads, prefixes are rows of the cache too, and
 the first of a table: to gather both at once is to copy them once. A kernel gets them by pointer.
@@ -12,7 +11,6 @@ the first of a table: to gather both at once is to copy them once. A kernel gets
     cache.step(cache.logits.argmax(-1))
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +29,8 @@ class KVCache:
     `logits` (B, V), float32, are those after the last token of each row; `step` appends one token
     to each row; `keep` puts some of the rows in the place of all of them.
     """
+
+    may_hold_prefix = True  # as rows of the cache; not if a sequence may get another prefix later
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class KVCache:
         columns = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
         n_layer, _, n_prefix_rows, n_head, head_dim = prefix.kv.shape
         n_tokens = sum(len(ids) for ids in prompts)
-        self.holds_prefix = model.attention == "reference" and not model.n_calls
+        self.holds_prefix = model.attention == "reference" and self.may_hold_prefix
         self.n_rows = n_tokens + n_prefix_rows * self.holds_prefix
         # Columns past a sequence's own tokens are not read before they are written.
         column = torch.arange(columns, dtype=torch.int32, device=model.device)
@@ -92,24 +92,12 @@ class KVCache:
         hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
         return self._head(hidden[last]), positions[last] + 1
 
-    @property
-    def _first_call(self) -> int:
-        """The lowest id that calls a prefix."""
-        return self.model.config.vocab_size - self.model.n_calls
-
-    def _attach(self, tokens: Tensor) -> None:
-        """Give the rows whose token is a call the prefix that it names."""
-        if self.model.n_calls:
-            named = (tokens - self._first_call).to(self.prefix_ids.dtype)
-            self.prefix_ids = torch.where(named >= 0, named, self.prefix_ids)
-
     def step(self, tokens: Tensor) -> None:
         """Append one token to each row, (B,)."""
         own = torch.arange(
             self.n_rows, self.n_rows + len(tokens), dtype=torch.int32, device=tokens.device
         )
         self.n_rows += len(tokens)
-        self._attach(tokens)
         self.table.scatter_(1, self.lengths[:, None], own[:, None])
 
         kv, starts, ids = self.prefix.kv, self.prefix.starts, self.prefix_ids
@@ -135,8 +123,4 @@ class KVCache:
 
     def _head(self, hidden: Tensor) -> Tensor:
         # float32 even for a float64 model: transformers ranks tokens by such numbers.
-        logits = self.model.head(hidden).float()
-        if self.model.n_calls:
-            has_prefix = (self.prefix_ids >= 0)[:, None]
-            logits[:, self._first_call :].masked_fill_(has_prefix, -math.inf)
-        return logits
+        return self.model.head(hidden).float()

@@ -1,25 +1,108 @@
-"""LoRA in training (Hu et al. 2021): two thin matrices for each weight that is changed.
+"""LoRA (Hu et al. 2021): low-rank changes of a frozen model's weights, learned beside it.
 
-lora = Lora(model.config, rank=8, alpha=16, targets=("attn.c_attn",))
-hidden = model(tokens, positions, layout, low_rank=lora())
+    lora = Lora(model.config, rank=8, alpha=16, targets=("attn.c_attn",))
+    with lora().attached(model):
+        hidden = model(tokens, positions, layout)
+    fold(model, lora())                               # or added to the weights, once
+
+The model knows nothing of it: while changes are attached, hooks add them to what its layers return.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.low_rank import LowRank, weight_sizes
+from mingpt_prefix.model import GPT2
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of one weight W (in, out): a (in, r) and b (r, out). Section 4.1, eq. 3, in this
+    layout: x W + scale * (x a) b; `dropout` acts on the x of the second term, in training."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    dropout: float
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        """As a forward hook of the layer that multiplies by W: y (T, out), changed."""
+        (x,) = inputs
+        low = F.dropout(x, self.dropout, layer.training) @ self.a.to(x.dtype)
+        return torch.addmm(y, low, self.b.to(x.dtype), alpha=self.scale)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Changes of the same weights in all L layers, as plain tensors.
+
+    factors: by the weight's name in a block, a (L, in, r) and b (L, r, out).
+    """
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float
+    dropout: float = 0.0
+
+    def tensors(self) -> list[Tensor]:
+        return [factor for pair in self.factors.values() for factor in pair]
+
+    def layers(self) -> list[dict[str, Change]]:
+        """The changes of each layer, by the weights' names in a block."""
+        found: list[dict[str, Change]] = []
+        for target, (a, b) in self.factors.items():
+            found = found or [{} for _ in range(len(a))]
+            for layer, pair in zip(found, zip(a.unbind(), b.unbind(), strict=True), strict=True):
+                layer[target] = Change(*pair, self.scale, self.dropout)
+        return found
+
+    @contextmanager
+    def attached(self, model: GPT2) -> Iterator[None]:
+        """`model` computes with these changes, in backward too if it computes blocks again."""
+        hooks = [
+            block.get_submodule(target).register_forward_hook(change)
+            for block, changes in zip(model.h, self.layers(), strict=True)
+            for target, change in changes.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def digest(self) -> str:
+        """SHA-256 over the factors and the scale."""
+        digest = hashlib.sha256(repr(float(self.scale)).encode())
+        for target, pair in sorted(self.factors.items()):
+            for factor in pair:
+                digest.update(f"{target} {tuple(factor.shape)}\n".encode())
+                digest.update(factor.detach().to("cpu", torch.float32).contiguous().numpy())
+        return digest.hexdigest()
+
+
+def weight_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) of each weight of a block that LoRA can change, by its name there."""
+    width = config.n_embd
+    return {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
+    }
 
 
 class Lora(nn.Module):
-    """a (L, in, r) and b (L, r, out) of each target, in float32; section 4.1.
+    """LoRA in training: a (L, in, r) and b (L, r, out) of each target, in float32; section 4.1.
 
-    `a` begins as the authors' code and PEFT have it, uniform in +-1 / sqrt(in), drawn by `seed`
-    alone, and `b` as zeros: the model is at first what it was. Raises ConfigError for a rank that
-    saves nothing.
+    `a` begins as in the authors' code and PEFT, uniform in +-1 / sqrt(in), drawn by `seed` alone,
+    and `b` as zeros: at first the model is what it was. Raises ConfigError for a rank that saves
+    nothing.
     """
 
     def __init__(
@@ -49,3 +132,22 @@ class Lora(nn.Module):
         """The changes as they are now, with their graph; without dropout in eval mode."""
         factors = dict(zip(self.targets, zip(self.a, self.b, strict=True), strict=True))
         return LowRank(factors, self.scale, self.dropout if self.training else 0.0)
+
+
+@torch.no_grad()
+def fold(model: GPT2, low_rank: LowRank) -> GPT2:
+    """Add the changes to the model's weights, in place and in their dtype: decoding then costs what
+    it costs without LoRA. The model's fingerprint becomes `folded_fingerprint`."""
+    for block, changes in zip(model.h, low_rank.layers(), strict=True):
+        for target, change in changes.items():
+            weight = block.get_submodule(target).weight
+            a, b = change.a.to(weight), change.b.to(weight)
+            weight.addmm_(a, b, alpha=change.scale)
+    model.fingerprint = folded_fingerprint(model.fingerprint, low_rank)
+    return model
+
+
+def folded_fingerprint(base: str, low_rank: LowRank) -> str:
+    """The fingerprint of a model with these changes, whose own weights have the fingerprint `base`:
+    a prefix that was trained together with them fits no model without them."""
+    return hashlib.sha256(f"{base} {low_rank.digest()}".encode()).hexdigest()

@@ -16,7 +16,7 @@ import torch
 from mingpt_prefix.adapter_file import AdapterFormat
 from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import LoraError, printable
-from mingpt_prefix.low_rank import LowRank, fold, weight_sizes
+from mingpt_prefix.lora import LowRank, fold, weight_sizes
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.weights import choose_device, choose_dtype, load_model
 

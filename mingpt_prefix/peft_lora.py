@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mingpt_prefix.config import TARGETS
 from mingpt_prefix.errors import LoraError, printable
+from mingpt_prefix.lora import LowRank
 from mingpt_prefix.lora_file import FORMAT, LoraInfo
-from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.peft_folder import (
     CONFIG_FILE,
     check_type,

@@ -23,7 +23,6 @@ from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.loss import summed_cross_entropy
-from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.sharding import shard
 
@@ -54,17 +53,11 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.model, self.autocasts = model, autocasts
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        prefix: PrefixKV | None = None,
-        low_rank: LowRank | None = None,
-    ) -> Tensor:
+    def forward(self, batch: PackedBatch, prefix: PrefixKV | None = None) -> Tensor:
         model = self.model
         casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
         with casts or nullcontext():
-            given = (batch.tokens, batch.positions, batch.layout, prefix, low_rank)
-            hidden = model(*given)  # (T, C)
+            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
             logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
         return summed_cross_entropy(logits, batch.target_tokens)
 
@@ -113,9 +106,9 @@ class TrainStep:
         given = learned.leaves()
         loss = torch.zeros((), device=self.model.device)
         for number, (batch, scale) in enumerate(batches, 1):
-            with self._exchange_if(number == count):
+            with self._exchange_if(number == count), given.attached(self.model):
                 with record_function("forward"):
-                    part = self.trained_loss(batch, given.prefix, given.low_rank) * scale
+                    part = self.trained_loss(batch, given.prefix) * scale
                 with record_function("backward"):
                     part.backward()
             loss += part.detach()
@@ -153,9 +146,9 @@ class TrainStep:
     def mean_loss(self, examples: Sequence[Encoded], given: Adaptation) -> float:
         """Over all targets of `examples`, in nats a token."""
         total = torch.zeros((), dtype=torch.float64)
-        for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
-            loss = self.summed_loss(self._pack(part), given.prefix, given.low_rank)
-            total += weight * loss.cpu()
+        with given.attached(self.model):
+            for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
+                total += weight * self.summed_loss(self._pack(part), given.prefix).cpu()
         if self.world.shards:
             self.trained_loss.reshard()  # which backward does otherwise
         return float(self.world.sum(total)) / sum(e.n_targets for e in examples)

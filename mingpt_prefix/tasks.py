@@ -16,8 +16,8 @@ from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data import group_references, load_split
 from mingpt_prefix.describe import describe, one_line
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.lora import folded_fingerprint
 from mingpt_prefix.lora_file import LoraInfo, load_folded, save_lora
-from mingpt_prefix.low_rank import folded_fingerprint
 from mingpt_prefix.metrics import bleu
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix

@@ -29,7 +29,7 @@ from mingpt_prefix.graphs import LAG, Begun, GraphedStep, Work, ahead, why_not_g
 from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
-from mingpt_prefix.packed import pack
+from mingpt_prefix.packed import prepack
 from mingpt_prefix.resuming import load_trained_state, trained_state
 from mingpt_prefix.sharding import gathered, whole
 from mingpt_prefix.step import Progress, TrainStep, check_positions
@@ -91,7 +91,7 @@ class Trainer:
         self.adapters = make_adapters(config, model, self.train_set)
         if self.adapters is not None:
             self.trainable = self.adapters.trainable
-            pack(model, backward=True)
+            prepack(model, backward=True)
 
     @property
     def n_trained(self) -> int:

@@ -33,6 +33,7 @@ from mingpt_prefix.folder import (
     weight_files,
 )
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.packed import prepack
 
 DEVICES = ("cpu", "cuda")
 DTYPES = {
@@ -77,7 +78,9 @@ def load_model(
         raise WeightsError(f"{error}{advice}") from None
     model.load_state_dict(tensors, assign=True)
     model.name, model.fingerprint = name, digest.hexdigest()
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    prepack(model)
+    return model
 
 
 def load_base(config: TrainConfig) -> GPT2:

@@ -250,7 +250,7 @@ def test_little_of_the_distribution_is_greedy(model, prompts) -> None:
         ({"batch_size": 0}, "batch-size must be positive, not 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": math.nan}, "temperature must be positive"),
-        ({"temperature": math.inf}, "temperature must be positive"),
+        ({"temperature": math.inf}, "temperature must be finite"),
         ({"top_k": 0}, "top-k must be positive, not 0"),
         ({"top_p": 0.0}, r"top-p must lie in \(0, 1\], not 0.0"),
         ({"top_p": 1.5}, "top-p must lie in"),

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save
 
 import sample
 import train
-from mingpt_prefix import export, low_rank
+from mingpt_prefix import export
+from mingpt_prefix import lora as low_rank
 from mingpt_prefix.config import Decoding, ModelConfig
 from mingpt_prefix.errors import AdapterError, LoraError
 from mingpt_prefix.lora import Lora
@@ -114,7 +115,8 @@ def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, c
     )
     changes, _ = read_lora(made / mode / "lora.safetensors")
     ids = [torch.arange(9)]
-    (beside,) = base.logits(ids, writer.prefix, low_rank=changes)
+    with changes.attached(base):
+        (beside,) = base.logits(ids, writer.prefix)
     torch.testing.assert_close(writer.model.logits(ids, writer.prefix)[0], beside)
 
 
