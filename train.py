@@ -15,20 +15,19 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoint import save_checkpoint
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import (
-    parse,
-    run_script,
-    say,
-    say_result,
-    stop_signals,
-    summary,
-    training_bar,
-)
+from mingpt_prefix.console import parse, run_script, say
 from mingpt_prefix.distributed import World, join
 from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
 from mingpt_prefix.machine import keep_freed_memory, peak_memory
 from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.resuming import go_on
+from mingpt_prefix.progress import (
+    say_result,
+    stop_signals,
+    summary,
+    training_bar,
+    warn_of_changes,
+)
+from mingpt_prefix.resuming import resume_run, run_state
 from mingpt_prefix.runs import RunFolder, next_folder, read_run
 from mingpt_prefix.settings import resolve, resume
 from mingpt_prefix.sharding import whole_model
@@ -47,7 +46,10 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     """
     began_with = origin(task, trainer.model)
     if args.resume:
-        return go_on(args.resume, began_with, trainer)
+        run, changed = resume_run(args.resume, began_with, trainer)
+        if changed and run is not None:
+            warn_of_changes(changed)
+        return run
     model = whole_model(trainer.model, trainer.world)
     if not trainer.world.is_main:
         return None
@@ -67,7 +69,7 @@ def train(trainer: Trainer, run: RunFolder | None) -> int:
     pending, saved_at, is_due = [], time.monotonic(), False
 
     def save() -> None:
-        state = trainer.state()  # on all ranks, which may hold parts of it
+        state = run_state(trainer)  # on all ranks, which may hold parts of it
         if run is not None:
             run.log(pending)
             save_checkpoint(run.checkpoints, trainer.step, *state)

@@ -1,22 +1,21 @@
-"""Going on with a run: what a checkpoint holds of it, and how it is found and read again."""
+"""Resuming a run: what a checkpoint holds of it, and how it is found and read again.
 
-from __future__ import annotations
+save_checkpoint(run.checkpoints, trainer.step, *run_state(trainer))
+run, changed = resume_run(folder, began_with, trainer)
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from mingpt_prefix.checkpoint import load_newest
-from mingpt_prefix.console import warn_of_changes
+from mingpt_prefix.checkpoint import Checkpoint, load_newest
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.runs import RunFolder, check_origin
-from mingpt_prefix.sharding import cut_like
-
-if TYPE_CHECKING:
-    from mingpt_prefix.training import Trainer
+from mingpt_prefix.sharding import cut_like, gathered
+from mingpt_prefix.training import Trainer
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -59,19 +58,46 @@ def load_trained_state(
         raise CheckpointError(f"the checkpoint is of another run: {error}") from None
 
 
-def go_on(folder: Path, began_with: Mapping[str, str], trainer: Trainer) -> RunFolder | None:
-    """The run of `folder`, and `trainer` where it left off; a warning where the machine is another.
+def run_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict]:
+    """All that `restore` needs: tensors, and a JSON object; with shards all ranks must call it."""
+    tensors = gathered(trained_state(trainer.trainable, trainer.optimizers), trainer.world)
+    machine = surroundings(trainer.model.device, trainer.world.size)
+    state = {"best_loss": trainer.best_loss, "best_step": trainer.best_step, "machine": machine}
+    return tensors, state
 
-    None on every rank but the first, which alone writes.
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[str]:
+    """Bring `trainer` to `checkpoint`; returns what of the machine is not as it was saved.
+
+    If that is nothing, the run ends at the bytes of one that was never interrupted.
+
+    Raises:
+        CheckpointError: when it is not of this run's shape.
+    """
+    load_trained_state(trainer.trainable, trainer.optimizers, checkpoint.tensors)
+    try:
+        best_loss = float(checkpoint.state["best_loss"])
+        best_step = int(checkpoint.state["best_step"])
+    except (LookupError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint is of another run: {error}") from None
+    trainer.start_from(checkpoint.step, best_loss, best_step)
+    now = surroundings(trainer.model.device, trainer.world.size)
+    return changes(checkpoint.state.get("machine"), now)
+
+
+def resume_run(
+    folder: Path, began_with: Mapping[str, str], trainer: Trainer
+) -> tuple[RunFolder | None, list[str]]:
+    """The run in `folder`, with `trainer` where it left off, and what of the machine has changed.
+
+    On every rank but the first, which alone writes, the run is None.
 
     Raises:
         CheckpointError: when it is not of this run, or the run did not begin with `began_with`.
     """
-    world = trainer.world
+    changed = []
     check_origin(folder, began_with)
     if checkpoint := load_newest(RunFolder(folder).checkpoints):
-        changed = trainer.restore(checkpoint)
-        if changed and world.is_main:
-            warn_of_changes(changed)
-    world.wait()  # until all have read it
-    return RunFolder.reopen(folder, trainer.step) if world.is_main else None
+        changed = restore(trainer, checkpoint)
+    trainer.world.wait()  # until all have read it
+    return RunFolder.reopen(folder, trainer.step) if trainer.world.is_main else None, changed

@@ -16,22 +16,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import record_function
 
 from mingpt_prefix.adapters import Adaptation, folded, make_adapters
 from mingpt_prefix.batch import Encoded, batches
-from mingpt_prefix.checkpoint import Checkpoint
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import ALONE, World
-from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.errors import ConfigError, TrainingError
 from mingpt_prefix.graphs import LAG, Begun, GraphedStep, Work, ahead, why_not_graphs
-from mingpt_prefix.machine import changes, surroundings
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
 from mingpt_prefix.packed import prepack
-from mingpt_prefix.resuming import load_trained_state, trained_state
-from mingpt_prefix.sharding import gathered, whole
+from mingpt_prefix.sharding import whole
 from mingpt_prefix.step import Progress, TrainStep, check_positions
 
 _ADVICE = "try a lower --lr, or look at the data"
@@ -201,31 +198,11 @@ class Trainer:
         """What has been learned beside the model, as it would be kept now."""
         return folded(self.adapters)
 
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        """All that `restore` needs: tensors, and a JSON object; with shards all ranks must ask."""
-        tensors = gathered(trained_state(self.trainable, self.optimizers), self.world)
-        state = {"best_loss": self.best_loss, "best_step": self.best_step}
-        return tensors, {**state, "machine": surroundings(self.model.device, self.world.size)}
-
-    def restore(self, checkpoint: Checkpoint) -> list[str]:
-        """Go on from `checkpoint`; returns what of the machine is not as it was saved.
-
-        Where that is nothing, the run ends at the bytes of one that was never interrupted.
-
-        Raises:
-            CheckpointError: when it is not of this run's shape.
-        """
-        load_trained_state(self.trainable, self.optimizers, checkpoint.tensors)
-        try:
-            self.best_loss = float(checkpoint.state["best_loss"])
-            self.best_step = int(checkpoint.state["best_step"])
-        except (LookupError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint is of another run: {error}") from None
-        self.step = checkpoint.step
+    def start_from(self, step: int, best_loss: float, best_step: int) -> None:
+        """Go on after `step`, with the parameters and the optimizers' state as they are now."""
+        self.step, self.best_loss, self.best_step = step, best_loss, best_step
         if self.graphs is not None:
             self.graphs.forget()
-        now = surroundings(self.model.device, self.world.size)
-        return changes(checkpoint.state.get("machine"), now)
 
 
 def _not_finite(step: int, loss: float, norm: float) -> TrainingError:

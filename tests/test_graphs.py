@@ -33,6 +33,7 @@ from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.graphs import LAG, GraphedStep, ahead, why_not_graphs
 from mingpt_prefix.loss import NOT_COUNTED
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.resuming import restore, run_state
 from mingpt_prefix.step import SummedLoss
 from mingpt_prefix.training import Trainer
 
@@ -157,8 +158,8 @@ def test_a_run_cut_goes_on_to_the_same_bytes(config, graphed, tmp_path: Path) ->
         first.catch_up()
         if len(seen) >= 3 and first.step == progress.step:
             break
-    save_checkpoint(tmp_path, first.step, *first.state())
-    second.restore(load_newest(tmp_path))
+    save_checkpoint(tmp_path, first.step, *run_state(first))
+    restore(second, load_newest(tmp_path))
     assert second.step == len(seen) == 5
     assert seen + losses(second) == expected and learned(second) == learned(whole)
 
@@ -187,8 +188,8 @@ def test_a_step_that_is_not_finite_moves_nothing_and_none_after_it_does(
         seen.extend(trainer.steps())
     assert len(asked) > good.step + 1  # some were begun after it
     assert trainer.step == good.step
-    for name, tensor in good.state()[0].items():
-        assert torch.equal(trainer.state()[0][name], tensor), name
+    for name, tensor in run_state(good)[0].items():
+        assert torch.equal(run_state(trainer)[0][name], tensor), name
 
 
 def test_warming_up_moves_nothing(graphed) -> None:

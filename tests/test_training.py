@@ -14,6 +14,7 @@ from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate
+from mingpt_prefix.resuming import restore, run_state
 from mingpt_prefix.training import Trainer
 from mingpt_prefix.weights import fingerprint
 
@@ -118,10 +119,10 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
     first = make(config)
     steps = first.steps()
     seen = [next(steps).loss for _ in range(cut)]
-    save_checkpoint(tmp_path, first.step, *first.state())
+    save_checkpoint(tmp_path, first.step, *run_state(first))
     torch.manual_seed(99)  # what another process's random state would be
     second = make(config)
-    second.restore(load_newest(tmp_path))
+    restore(second, load_newest(tmp_path))
     assert second.step == cut
     assert seen + losses(second) == expected
     assert learned(second) == learned(whole)
@@ -131,10 +132,10 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer = make(PREFIX)
     next(trainer.steps())
-    save_checkpoint(tmp_path, trainer.step, *trainer.state())
+    save_checkpoint(tmp_path, trainer.step, *run_state(trainer))
     for other in (replace(PREFIX, prefix_length=5), replace(PREFIX, reparam=False), FINETUNE):
         with pytest.raises(CheckpointError, match="another run"):
-            make(other).restore(load_newest(tmp_path))
+            restore(make(other), load_newest(tmp_path))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
@@ -208,7 +209,7 @@ def test_bf16_autocast_trains_the_weights_in_fp32() -> None:
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     trainer = make(PREFIX)
     for _ in zip(range(3), trainer.steps(), strict=False):
-        save_checkpoint(tmp_path, trainer.step, *trainer.state())
+        save_checkpoint(tmp_path, trainer.step, *run_state(trainer))
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["step-00000002.safetensors", "step-00000003.safetensors"]
     newest = tmp_path / kept[1]
