@@ -17,15 +17,15 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import IO, TYPE_CHECKING
 
-from mingpt_prefix.console import parse, run_script
+from mingpt_prefix.cli.terminal import parse, run_script
+from mingpt_prefix.data.readers import iter_tables
 from mingpt_prefix.errors import ConfigError, DataError, TableError, printable
-from mingpt_prefix.readers import iter_tables
-from mingpt_prefix.sample_config import SampleConfig
+from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
-    from mingpt_prefix.bank_writer import BankWriter
-    from mingpt_prefix.describe import Sentence
-    from mingpt_prefix.writer import Writer
+    from mingpt_prefix.bank.pipeline import BankWriter
+    from mingpt_prefix.evaluation.pipeline import Writer
+    from mingpt_prefix.evaluation.table_to_text import Sentence
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
@@ -48,7 +48,7 @@ def run(argv: Sequence[str] | None) -> int:
     if config.serve and config.bank is not None:
         raise ConfigError("--bank goes without --serve")
     if config.serve:
-        from mingpt_prefix.server import serve
+        from mingpt_prefix.serve.server import serve
 
         return serve(config)
     if config.beside:
@@ -92,11 +92,11 @@ def open_by(config: SampleConfig) -> "Writer | BankWriter":
     """What writes, by the flags; it is told on stderr."""
     # Imported here, for it brings torch, which takes seconds: bad input is told before.
     if config.bank is not None:
-        from mingpt_prefix.bank_writer import open_bank
+        from mingpt_prefix.bank.pipeline import open_bank
 
         writer = open_bank(config)
     else:
-        from mingpt_prefix.writer import open_writer
+        from mingpt_prefix.evaluation.pipeline import open_writer
 
         writer = open_writer(config)
     print(f"Writing by {writer.origin}.", file=sys.stderr)

@@ -13,28 +13,28 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mingpt_prefix.checkpoint import save_checkpoint
-from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import parse, run_script, say
-from mingpt_prefix.distributed import World, join
-from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
-from mingpt_prefix.machine import keep_freed_memory, peak_memory
-from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.progress import (
+from mingpt_prefix.accel.distributed import World, join
+from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.accel.fsdp import whole_model
+from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_base
+from mingpt_prefix.checkpoints.resuming import resume_run, run_state
+from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
+from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.cli.progress import (
     say_result,
     stop_signals,
     summary,
     training_bar,
     warn_of_changes,
 )
-from mingpt_prefix.resuming import resume_run, run_state
-from mingpt_prefix.runs import RunFolder, next_folder, read_run
-from mingpt_prefix.settings import resolve, resume
-from mingpt_prefix.sharding import whole_model
-from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
-from mingpt_prefix.train_args import TrainArgs
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_base
+from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.cli.train_args import TrainArgs
+from mingpt_prefix.config import TrainConfig, to_json
+from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
+from mingpt_prefix.evaluation.tasks import Task, load_task, origin, save_trained, score_kept
+from mingpt_prefix.trainer import Trainer
 
 SAVE_EVERY_S = 300.0
 

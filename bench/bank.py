@@ -23,20 +23,20 @@ from bank_tasks import References, films, restaurants, write_films
 from experiment import TRAIN
 from record import begin, finish
 
-from mingpt_prefix.bank import CALLS_FILE, add_prefix
-from mingpt_prefix.bank_writer import BankWriter, open_bank
+from mingpt_prefix.bank.pipeline import BankWriter, open_bank
+from mingpt_prefix.bank.store import CALLS_FILE, add_prefix
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.call_training import teach
+from mingpt_prefix.call_training.teach import teach
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.pretraining import is_held_out
+from mingpt_prefix.data.tables import linearize
+from mingpt_prefix.data.text import documents
 from mingpt_prefix.decoding import generate
-from mingpt_prefix.describe import describe, one_line
-from mingpt_prefix.metrics import bleu
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import describe, one_line
+from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import is_held_out
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import linearize
-from mingpt_prefix.text import documents
-from mingpt_prefix.weights import load_model
 
 PROSE = Path(__file__).with_name("prose.txt")
 FLAGS = {

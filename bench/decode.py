@@ -24,11 +24,11 @@ from speed_methods import Args as SpeedArgs
 from speed_methods import base, configure
 from timing import timed
 
+from mingpt_prefix.accel.prepacked_linear import prepack
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.decoding import generate
-from mingpt_prefix.packed import prepack
 from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.weights import DTYPES, choose_device
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.data import group_references, load_split
+from mingpt_prefix.data.datasets import group_references, load_split
+from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.metrics import score
-from mingpt_prefix.runs import RunFolder, read_run
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import Table
+from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.metrics.scores import score
 from mingpt_prefix.tiny.slots import slot_errors
-from mingpt_prefix.writer import open_writer
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 

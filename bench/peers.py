@@ -15,9 +15,9 @@ import transformers
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from mingpt_prefix.accel.cuda_graphs import ahead
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.graphs import ahead
 from mingpt_prefix.model import GPT2
 
 # PEFT calls transformers in ways that it has deprecated.

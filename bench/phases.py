@@ -9,7 +9,8 @@ from unittest import mock
 
 from timing import timed, wait
 
-from mingpt_prefix import step, training
+from mingpt_prefix import step
+from mingpt_prefix import trainer as training
 
 
 class Phases:

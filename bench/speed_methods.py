@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
+from mingpt_prefix.accel.cuda_graphs import Captured, ahead
 from mingpt_prefix.batch import Encoded
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_attention, choose_device
+from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.graphs import Captured, ahead
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.recipes import recipe
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import DTYPES, choose_attention, choose_device
+from mingpt_prefix.trainer import Trainer
 
 POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of losses, ours against theirs

@@ -25,12 +25,12 @@ from experiment import Row, TestSet, trained
 from report import methods_table
 
 from mingpt_prefix.batch import encode_example, encode_prompt
-from mingpt_prefix.data import load_split
+from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
+from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.tables import Example, Table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.decoding import generate
-from mingpt_prefix.describe import one_line
-from mingpt_prefix.tables import Example, Table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import choose_device, load_model
+from mingpt_prefix.evaluation.table_to_text import one_line
 
 Method = Literal["frozen", "prefix", "lora", "prefix+lora", "finetune"]
 

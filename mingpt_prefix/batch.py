@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt_prefix.tables import TEXT_FORMAT, Example, Table, linearize, target_text
-from mingpt_prefix.tokenizer import Tokenizer
+from mingpt_prefix.data.tables import TEXT_FORMAT, Example, Table, linearize, target_text
+from mingpt_prefix.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

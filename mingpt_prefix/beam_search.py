@@ -9,10 +9,10 @@ transformers calls early_stopping=False).
 import torch
 from torch import Tensor
 
-from mingpt_prefix.bans import Bans
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.scored import Scored, Watch
+from mingpt_prefix.logits_processors import Bans
+from mingpt_prefix.outputs import Scored, Watch
 
 # Lower than any sequence's score: the very number transformers uses, so that sums round alike.
 _NEVER = -1e9

@@ -18,15 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mingpt_prefix.bans import Bans
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.beam_search import search_beams
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.logits_processors import Bans
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.outputs import Scored, Watch
 from mingpt_prefix.sampling import choose_tokens
-from mingpt_prefix.scored import Scored, Watch
 
 GREEDY = Decoding()
 _NO_TOKEN = -1

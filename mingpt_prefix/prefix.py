@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from mingpt_prefix.adapters.prefix_file import read_fitting, rows_digest
 from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
 from mingpt_prefix.config import ModelConfig, TrainConfig
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import ConfigError, PrefixError, printable
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import read_fitting, rows_digest
-from mingpt_prefix.tokenizer import load_tokenizer
 
 _DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
 # Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.

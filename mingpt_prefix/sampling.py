@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mingpt_prefix.bans import Bans
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.scored import Scored, Watch
+from mingpt_prefix.logits_processors import Bans
+from mingpt_prefix.outputs import Scored, Watch
 
 # The next token of each row (B,) and its log-probability (B,), by the logits (B, V), the rows'
 # numbers in the batch (B,), and how many tokens came before.

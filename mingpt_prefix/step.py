@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from mingpt_prefix.adapters import NOTHING, Adaptation, Adapters
+from mingpt_prefix.accel.buckets import of_few_sizes
+from mingpt_prefix.accel.distributed import ALONE, World
+from mingpt_prefix.accel.fsdp import shard
+from mingpt_prefix.adaptation import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import of_few_sizes
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.loss import summed_cross_entropy
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.sharding import shard
 
 
 @dataclass(frozen=True)

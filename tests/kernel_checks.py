@@ -15,13 +15,14 @@ from conftest import SMALL
 from test_reference import CASES, Case, offsets
 from torch import Tensor
 
-from mingpt_prefix import kernels, training
+from mingpt_prefix import kernels
+from mingpt_prefix import trainer as training
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.decoding import generate
 from mingpt_prefix.kernels import reference
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.training import Trainer
+from mingpt_prefix.trainer import Trainer
 
 # Modules: the package has functions of these names.
 prefix_module = importlib.import_module("mingpt_prefix.kernels.prefix_attention")

@@ -18,10 +18,10 @@ from mingpt_prefix.batch import (
     pack,
 )
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.tables import Example, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.tables import Example, parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
 
 
 def encoded(*ids: int, context: int, offset: int = 0) -> Encoded:

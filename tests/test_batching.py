@@ -8,12 +8,12 @@ import pytest
 import torch
 from serving import CONFIG
 
-from mingpt_prefix import batching
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.batching import Batcher, Call, Job, QueueFull, Stopped
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.decoding import generate_scored
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.serve import batching
+from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped
 
 GREEDY = Decoding(max_new_tokens=6)
 SAMPLED = Decoding(max_new_tokens=6, temperature=2.0)

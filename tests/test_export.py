@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import train
+from mingpt_prefix.adapters.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.errors import MingptPrefixError, PrefixError
-from mingpt_prefix.export import import_adapter, main
+from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.weights import load_model
-from mingpt_prefix.writer import open_writer
 
 # PEFT calls transformers in ways that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import sample
+from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, read_lora, save_lora
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TARGETS
+from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.errors import LoraError, MingptPrefixError
-from mingpt_prefix.export import import_adapter, main
+from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.lora import LowRank, weight_sizes
-from mingpt_prefix.lora_file import LoraInfo, load_folded, read_lora, save_lora
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 peft = pytest.importorskip("peft")

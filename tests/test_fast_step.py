@@ -18,14 +18,14 @@ from test_training import FINETUNE, PREFIX, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_prefix import training
+from mingpt_prefix import trainer as training
+from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.batch import Encoded, batches
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.machine import keep_freed_memory
-from mingpt_prefix.recipes import recipe
-from mingpt_prefix.tasks import load_task
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_model
+from mingpt_prefix.evaluation.tasks import load_task
+from mingpt_prefix.trainer import Trainer
 
 
 def plain_logits(w: dict[str, Tensor], n_head: int, ids: Tensor, rows: Tensor | None) -> Tensor:
@@ -147,7 +147,7 @@ def resident() -> int:
 def test_freed_memory_is_had_again_as_it_is() -> None:
     """Without page faults: the system clears nothing anew."""
     code = (
-        "import resource, torch; from mingpt_prefix.machine import keep_freed_memory\n"
+        "import resource, torch; from mingpt_prefix.accel.environment import keep_freed_memory\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    torch.ones(12 << 20)\n"

@@ -23,19 +23,19 @@ from test_training import (
     make,
 )
 
-from mingpt_prefix import training
+from mingpt_prefix import trainer as training
+from mingpt_prefix.accel.buckets import Bucket, round_up
+from mingpt_prefix.accel.cuda_graphs import LAG, GraphedStep, ahead, why_not_graphs
+from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import Bucket, round_up
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import TrainingError
-from mingpt_prefix.graphs import LAG, GraphedStep, ahead, why_not_graphs
 from mingpt_prefix.loss import NOT_COUNTED
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.resuming import restore, run_state
 from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.training import Trainer
+from mingpt_prefix.trainer import Trainer
 
 HAS_GPU = torch.cuda.is_available()
 CONFIGS = pytest.mark.parametrize(

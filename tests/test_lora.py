@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from mingpt_prefix import packed
+from mingpt_prefix.accel import prepacked_linear as packed
 from mingpt_prefix.batch import Encoded, PackedBatch, pack
+from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model, save_model
 from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.lora import Lora, LowRank, fold, folded_fingerprint
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder
-from mingpt_prefix.weights import fingerprint, load_model, save_model
 
 LITTLE = ModelConfig(3, 3, 24, vocab_size=61, n_positions=64, eos_token_id=60, tokenizer=None)
 # As wide as GPT-2 small: its frozen weights are packed for the processor.

@@ -11,18 +11,18 @@ from safetensors.torch import load_file, save
 
 import sample
 import train
-from mingpt_prefix import export
 from mingpt_prefix import lora as low_rank
+from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, read_lora, save_lora
+from mingpt_prefix.adapters.prefix_file import load_prefix
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import Decoding, ModelConfig
+from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import AdapterError, LoraError
+from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.export import convert as export
 from mingpt_prefix.lora import Lora
-from mingpt_prefix.lora_file import LoraInfo, load_folded, read_lora, save_lora
-from mingpt_prefix.prefix_file import load_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import parse_table
-from mingpt_prefix.voices import open_voices
-from mingpt_prefix.weights import load_model, save_model
-from mingpt_prefix.writer import open_writer
+from mingpt_prefix.serve.models import open_voices
 
 SHAPE = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 INFO = LoraInfo("tiny", "0a" * 32, 2, 4.0, ["attn.c_attn", "mlp.c_fc"], "text", {"lr": 0.1})

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mingpt_prefix import packed
+from mingpt_prefix.accel import prepacked_linear as packed
 from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.pretraining import Windows, bits_per_byte, is_held_out, read_corpus
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import Windows, bits_per_byte, is_held_out, read_corpus
-from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import load_tokenizer
 
 TEXTS = [f"Document {n}.\nIt has a second line." for n in range(600)]
 FILE = "\n<|endoftext|>\n".join(TEXTS)

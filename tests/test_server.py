@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from serving import CONFIG, FLAGS, PREFIXES, make_files, serving
 
 import sample
-from mingpt_prefix import batching
-from mingpt_prefix.asking import Limits, Refusal, read_ask
 from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.tables import parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import MingptPrefixError
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.voices import open_voices
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.serve import batching
+from mingpt_prefix.serve.models import open_voices
+from mingpt_prefix.serve.requests import Limits, Refusal, read_ask
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-from mingpt_prefix.server import make_app  # noqa: E402
+from mingpt_prefix.serve.server import make_app
 
 TABLE = "name[The Mill], eatType[pub]"
 WHOSE = [{"prefix": name} for name in PREFIXES] + [{"prefix": None}, {"model": "tuned"}]
@@ -380,7 +380,7 @@ def test_an_interrupt_ends_it(folder, voices) -> None:
 
 
 def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
-    hasty = "import mingpt_prefix.server as server; server._GRACE = 0.3"
+    hasty = "import mingpt_prefix.serve.server as server; server._GRACE = 0.3"
     ask = {"table": TABLE, "beams": 16, "max_new_tokens": 100, "min_new_tokens": 90}
     with (
         serving(folder, *FLAGS, changes=hasty) as (address, process),
@@ -427,7 +427,7 @@ def test_a_port_that_is_taken(capsys) -> None:
 
 def test_without_the_extra(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "mingpt_prefix.server")
+    monkeypatch.delitem(sys.modules, "mingpt_prefix.serve.server")
     assert sample.main(["--serve"]) == 2
     assert capsys.readouterr().err.endswith("uvicorn: pip install 'mingpt-prefix[serve]'\n")
 

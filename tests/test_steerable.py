@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.pretraining import Windows
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import Windows
 from mingpt_prefix.tiny import make_steerable
 from mingpt_prefix.tiny.make_steerable import LONGEST, Args, Life, TableTask, tables_batch, train
-from mingpt_prefix.tokenizer import load_tokenizer
 
 SHAPE = ModelConfig(2, 2, 16, vocab_size=4096, n_positions=512, eos_token_id=4095, tokenizer="tiny")
 ARGS = Args(steps=3, pool=3, life=2, tasks=2, examples=2, windows=1)

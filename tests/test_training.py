@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save
 
 from mingpt_prefix.batch import Encoded, pack
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import fingerprint
+from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate
-from mingpt_prefix.resuming import restore, run_state
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import fingerprint
+from mingpt_prefix.trainer import Trainer
 
 SHAPE = ModelConfig(2, 2, 16, vocab_size=50, n_positions=48, eos_token_id=49, tokenizer=None)
 PREFIX = TrainConfig(

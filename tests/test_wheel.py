@@ -18,9 +18,9 @@ import mingpt_prefix
 from mingpt_prefix import generate, load_model, parse_table
 from mingpt_prefix.batch import encode_example, encode_prompt
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.tables import Example
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.training import Trainer
+from mingpt_prefix.data.tables import Example
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.trainer import Trainer
 
 assert Path(mingpt_prefix.__file__).is_relative_to(sys.prefix), mingpt_prefix.__file__
 assert mingpt_prefix.kernels and "train" not in sys.modules

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from mingpt_prefix import tiny
-from mingpt_prefix.text import documents
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import END_OF_TEXT
 from mingpt_prefix.tiny import make_steerable, make_vocab, mixture
-from mingpt_prefix.tokenizer import END_OF_TEXT
-from mingpt_prefix.weights import load_model, save_model
 
 PLAIN = ("--documents", "150000", "--seed", "0")
 IN_RUNS = ("--documents", "80000", "--seed", "1", "--longest-run", "4")

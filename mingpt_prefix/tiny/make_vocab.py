@@ -11,8 +11,8 @@ import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import END_OF_TEXT, PIECES
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES
 
 LIMIT_BYTES = 25_000_000
 

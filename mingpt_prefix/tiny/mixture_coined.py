@@ -13,7 +13,7 @@ from functools import cache
 from random import Random
 
 from mingpt_prefix import tiny
-from mingpt_prefix.tokenizer import load_tokenizer
+from mingpt_prefix.data.tokenizer import load_tokenizer
 
 from . import mixture_values as v
 from .mixture_slots import Domain, Slot, slot

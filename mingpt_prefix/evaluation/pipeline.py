@@ -1,0 +1,199 @@
+"""From tables to sentences: a model, its tokenizer, and the prefix in front.
+
+writer = open_writer(SampleConfig(run=Path("runs/prefix-tiny-1")))
+writer.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mingpt_prefix import tiny
+from mingpt_prefix.adapters.lora_file import load_folded
+from mingpt_prefix.adapters.prefix_file import (
+    FORMAT,
+    PrefixInfo,
+    check_prefix,
+    read_fitting,
+    read_prefix,
+)
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.checkpoints.run_folder import (
+    RUNS,
+    RunFolder,
+    finished_runs,
+    newest_finished,
+    read_run,
+)
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.tables import TEXT_FORMAT, Table
+from mingpt_prefix.data.templates import text_format_of
+from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError, printable
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import Sentence, describe_scored
+from mingpt_prefix.model import GPT2
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What writes sentences; `origin` says in words which model and prefix it is, and why."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    prefix: PrefixKV | None
+    text_format: str
+    origin: str
+    placement: str = "prefix"
+
+    def write(
+        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[str | TableError]:
+        """One line of text a table, the first of those by `write_scored`, or what is wrong."""
+        found = self.write_scored(tables, decoding, seeds)
+        return [said if isinstance(said, TableError) else said[0].text for said in found]
+
+    def write_scored(
+        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[list[Sentence] | TableError]:
+        """`decoding.num_return_sequences` sentences a table, or what is wrong with it: one may be
+        too long.
+
+        `seeds` (one a table) are for sampling.
+
+        Raises:
+            ConfigError: for a text format that this version does not know.
+        """
+        return describe_scored(
+            self.model,
+            self.tokenizer,
+            tables,
+            self.prefix,
+            decoding,
+            self.text_format,
+            seeds,
+            self.placement,
+        )
+
+
+def open_writer(config: SampleConfig) -> Writer:
+    """The writer that the flags name; without --run, --prefix and --lora, the newest that fits.
+
+    That is the newest finished run under runs/, else the embedded model with the prefix shipped
+    beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
+
+    Raises:
+        ConfigError, CheckpointError, WeightsError, PrefixError: for flags that exclude each other,
+            and for files that are missing, damaged, or do not fit each other.
+    """
+    if config.run is not None and (config.prefix is not None or config.lora is not None):
+        name = "--prefix" if config.prefix is not None else "--lora"
+        raise ConfigError(f"--run and {name} exclude each other")
+    if config.lora is not None:
+        called = f"the LoRA {_shown(config.lora)}"
+        if config.prefix is not None:
+            called = f"the prefix {_shown(config.prefix)} and {called}"
+        return _with_lora(config, config.lora, config.prefix, called)
+    if config.prefix is not None:
+        return _with_prefix(config, config.prefix, f"the prefix {_shown(config.prefix)}")
+    if config.run is not None:
+        return _of_run(config, config.run, _shown(config.run))
+    if config.model is not None:
+        return _of_model(config)
+    if (run := newest_finished(RUNS)) is not None:
+        return _of_run(config, run, f"{_shown(run)} (the newest finished run)")
+    why = f"the shipped prefix (no finished run under {RUNS}/)"
+    return _with_prefix(config, tiny.PREFIX, why)
+
+
+def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
+    content, run = read_run(folder), RunFolder(folder)
+    if content.get("result") is None:
+        resume = f"python train.py --resume {_shown(folder)}"
+        raise CheckpointError(f"{_shown(folder)}: the run has not ended; to go on: {resume}")
+    mode = content["config"].get("mode")
+    if mode == "prefix":
+        return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
+    if mode == "lora":
+        return _with_lora(config, run.lora_file, None, f"LoRA of {called}")
+    if mode == "prefix+lora":
+        what = f"the prefix and LoRA of {called}"
+        return _with_lora(config, run.lora_file, run.prefix_file, what)
+    if mode not in ("finetune", "pretrain"):
+        raise CheckpointError(f"{_shown(folder)}: unknown mode '{printable(str(mode))}'")
+    if config.model is not None:
+        raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
+    model = _load(config, run.model_folder)
+    template = content["config"].get("input_template")
+    text_format = text_format_of(str(template or ""))
+    return replace(_writer(model, None, None, f"the model of {called}"), text_format=text_format)
+
+
+def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
+    kv, info = read_prefix(file)
+    with FORMAT.naming(file):
+        base = FORMAT.known_base(info, config.model)
+    model = _load(config, base)
+    with FORMAT.naming(file):
+        check_prefix(info, kv, model)
+    return _writer(model, kv, info, f"{called} on {_shown(base)}")
+
+
+def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Writer:
+    model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
+    called += f" on {_shown(config.model or lora.base)}"
+    if prefix is None:
+        return replace(_writer(model, None, None, called), text_format=lora.text_format)
+    return _writer(model, *read_fitting(prefix, model), called)
+
+
+def _of_model(config: SampleConfig) -> Writer:
+    model = _load(config, config.model)
+    for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), tiny.PREFIX):
+        fitting = _read_if_fitting(file, model)
+        if fitting is not None:
+            called = f"the prefix {_shown(file)} (the newest for this model)"
+            kv, info = fitting
+            return _writer(model, kv, info, f"{called} on {_shown(config.model)}")
+    called = f"{_shown(config.model)} without a prefix (none was made for it)"
+    return _writer(model, None, None, called)
+
+
+def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
+    try:
+        return read_fitting(file, model)
+    except PrefixError:
+        return None
+
+
+def _load(config: SampleConfig, model: str | Path) -> GPT2:
+    return load_model(model, config.device, config.dtype, config.attention)
+
+
+def tokenizer_of(model: GPT2) -> Tokenizer:
+    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
+    if model.config.tokenizer is None:
+        raise ConfigError("the model's config.json names no tokenizer")
+    tokenizer = load_tokenizer(model.config.tokenizer)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
+    return tokenizer
+
+
+def where_computed(model: GPT2) -> str:
+    """On what and how `model` computes, in words."""
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    return f"on {model.device} ({dtype}, {model.attention} attention)"
+
+
+def _writer(model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str) -> Writer:
+    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
+    if info is None:
+        return Writer(model, tokenizer, None, TEXT_FORMAT, origin)
+    return Writer(model, tokenizer, prefix, info.text_format, origin, info.placement)
+
+
+def _shown(name: object) -> str:
+    return printable(str(name), 200)

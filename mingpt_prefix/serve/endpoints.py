@@ -1,0 +1,209 @@
+"""The endpoints: from a request that has come to the answer, by the queue of the model asked.
+
+Several requests are answered at a time, in one event loop; each model has a thread of its own
+(batching.py), and results come back from there. A client that goes away gives its place up.
+"""
+
+import asyncio
+import codecs
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.data.tables import parse_table
+from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import one_line
+from mingpt_prefix.evaluation.tasks import EXAMPLE
+from mingpt_prefix.outputs import Scored
+from mingpt_prefix.serve.attention_heatmap import prefix_shares
+from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped
+from mingpt_prefix.serve.models import Voice
+from mingpt_prefix.serve.requests import Ask, Limits, Refusal, read_ask
+
+_FAILED = "the server failed at this request"
+
+
+class Service:
+    """The queues of all models, and what answers by them. `close` ends their threads."""
+
+    def __init__(self, voices: Sequence[Voice], config: SampleConfig, limits: Limits) -> None:
+        self.voices, self.limits = voices, limits
+        self.defaults, self.seed = config.decoding, config.seed
+        self.batchers: dict[int, Batcher] = {}
+        self.prefix_ids: dict[str, int] = {}
+        for model in {id(v.writer.model): v.writer.model for v in voices}.values():
+            own = [v for v in voices if v.writer.model is model]
+            with_prefix = [v for v in own if v.writer.prefix is not None]
+            self.prefix_ids |= {v.name: number for number, v in enumerate(with_prefix)}
+            prefix = None
+            if with_prefix:
+                prefix = PrefixKV.pack([v.writer.prefix for v in with_prefix])
+                prefix = prefix.to(model.device, model.wte.weight.dtype)
+            eos = own[0].writer.tokenizer.eos
+            self.batchers[id(model)] = Batcher(model, prefix, eos, limits.waiting)
+
+    def close(self) -> None:
+        for batcher in self.batchers.values():
+            batcher.close()
+
+    async def about(self, _request: Request) -> Response:
+        """Which voices there are, the slots each is used to, and the settings to begin with."""
+        voices = [
+            {"name": v.name, "kind": v.kind, "origin": v.writer.origin, "slots": _slots(v)}
+            for v in self.voices
+        ]
+        most = self.limits.new_tokens
+        defaults = {
+            "max_new_tokens": min(self.defaults.max_new_tokens, most),
+            "temperature": self.defaults.temperature,
+            "seed": self.seed,
+        }
+        return line({"voices": voices, "defaults": defaults, "most_new_tokens": most})
+
+    async def generate(self, request: Request) -> Response:
+        """Sentences for a table; as a stream, a line for each token and then one for the whole."""
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        ask = await self._read(request)
+        if ask.tokens:
+            raise Refusal(400, "tokens are for /attention")
+        if ask.stream:
+            told: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
+            job = self._submit(ask.voice, self._job(ask, told))
+            lines = self._lines(ask, job, told, deadline)
+            return StreamingResponse(lines, media_type="application/x-ndjson")
+        job = self._submit(ask.voice, self._job(ask))
+        return line(_answer(ask, await self._result(job, request, deadline)))
+
+    async def attention(self, request: Request) -> Response:
+        """(L, N): of N new tokens the share of attention that the prefix got as each was chosen,
+        the mean over a layer's heads."""
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        ask = await self._read(request)
+        writer, first = ask.voice.writer, len(ask.prompt) - 1
+        if writer.prefix is None or not ask.tokens:
+            raise Refusal(400, "attention is asked for with tokens, of a prefix")
+
+        def shares() -> list[list[float]]:
+            # What chose a token is the query of the one before it.
+            ids, infix = [*ask.prompt, *ask.tokens[:-1]], first if ask.voice.is_infix else None
+            found = prefix_shares(writer.model, ids, writer.prefix, prefix_from=infix)
+            return found[:, :, first:].mean(1).tolist()
+
+        job = self._submit(ask.voice, Call(shares))
+        layers = await self._result(job, request, deadline)
+        return line({"by": ask.voice.name, "layers": layers})
+
+    async def _read(self, request: Request) -> Ask:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refusal(415, "the body must be of content-type application/json")
+        body, most = bytearray(), self.limits.body_bytes
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
+                        raise Refusal(413, f"the body has more than {most:,} bytes")
+        except TimeoutError:
+            raise Refusal(408, "the body did not arrive in time") from None
+        return read_ask(bytes(body), self.voices, self.defaults, self.seed, self.limits)
+
+    def _job(self, ask: Ask, told: asyncio.Queue | None = None) -> Job:
+        loop = asyncio.get_running_loop()
+
+        def on_token(token: int, share: float) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, (token, share))
+
+        return Job(
+            ask.prompt,
+            ask.decoding,
+            self.prefix_ids.get(ask.voice.name, -1),
+            len(ask.prompt) - 1 if ask.voice.is_infix else None,
+            ask.seed,
+            None if told is None else on_token,
+        )
+
+    def _submit(self, voice: Voice, job: Job | Call) -> Job | Call:
+        try:
+            return self.batchers[id(voice.writer.model)].submit(job)
+        except QueueFull:
+            raise Refusal(503, "too many requests are waiting; try again later") from None
+        except Stopped:
+            raise Refusal(503, "the server is stopping") from None
+
+    async def _result(self, job: Job | Call, request: Request, deadline: float) -> object:
+        """The job's result, unless time is up or the client goes away before."""
+        answer, gone = asyncio.wrap_future(job.future), asyncio.ensure_future(_gone(request))
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({answer, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise Refusal(503, "not done in time")  # a client that is gone does not read it
+            return answer.result()
+        except Stopped:
+            raise Refusal(503, "the server is stopping") from None
+        finally:
+            gone.cancel()
+            answer.cancel()
+            job.abandon()
+
+    async def _lines(
+        self, ask: Ask, job: Job, told: asyncio.Queue, deadline: float
+    ) -> AsyncIterator[bytes]:
+        """A line for each token as it comes, and the answer as the last; or what went wrong."""
+        answer = asyncio.wrap_future(job.future)
+        answer.add_done_callback(lambda _: told.put_nowait(None))
+        tokenizer, pieces = ask.voice.writer.tokenizer, codecs.getincrementaldecoder("utf-8")
+        decoder, loop = pieces(errors="replace"), asyncio.get_running_loop()
+        try:
+            while (item := await asyncio.wait_for(told.get(), deadline - loop.time())) is not None:
+                token, share = item
+                is_end = token == tokenizer.eos
+                piece = b"" if is_end else tokenizer.encoding.decode_single_token_bytes(token)
+                said = {"token": token, "text": decoder.decode(piece, is_end)}
+                yield _as_line({**said, "probability": math.exp(share), "end": is_end})
+            yield _as_line(_answer(ask, answer.result()))
+        except TimeoutError:
+            yield _as_line({"error": "not done in time"})
+        except Stopped:
+            yield _as_line({"error": "the server is stopping"})
+        except Exception:
+            yield _as_line({"error": _FAILED})
+        finally:
+            answer.cancel()
+            job.abandon()
+
+
+def line(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`content` as JSON on one line."""
+    headers = {**(headers or {}), **({"Retry-After": "1"} if status == 503 else {})}
+    return Response(_as_line(content), status, headers, media_type="application/json")
+
+
+def _as_line(content: dict) -> bytes:
+    return json.dumps(content, allow_nan=False).encode() + b"\n"
+
+
+def _answer(ask: Ask, found: list[Scored]) -> dict:
+    decode = ask.voice.writer.tokenizer.decode
+    sentences = [{"text": one_line(decode(s.ids)), "score": s.score} for s in found]
+    return {"by": ask.voice.name, "sentences": sentences}
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _slots(voice: Voice) -> list[list[str]]:
+    """A table to begin with: an example, or the empty fields of the voice's template."""
+    text_format = voice.writer.text_format
+    if text_format.startswith(TEMPLATE_FORMAT):
+        return [[name, ""] for name in template_fields(text_format)]
+    return [list(slot) for slot in parse_table(EXAMPLE).slots]

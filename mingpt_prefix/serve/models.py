@@ -1,0 +1,144 @@
+"""What a server can be asked to write by: the frozen model, prefixes on it, fine-tuned models.
+
+    voices = open_voices(SampleConfig(run=Path("runs/a"), beside=(Path("runs/b"),)))
+    prompt = voices[0].prompt(parse_table("name[The Mill]"))
+
+The first is what `open_writer` gives for the same flags. All prefixes share one model in memory;
+each voice is known by a name of its own, which is what a request gives: never a path.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
+from mingpt_prefix.adapters.prefix_file import read_fitting
+from mingpt_prefix.batch import encode_prompt
+from mingpt_prefix.checkpoints.hf_format import shown
+from mingpt_prefix.checkpoints.run_folder import (
+    RUN_FILE,
+    RUNS,
+    RunFolder,
+    newest_finished,
+    read_run,
+)
+from mingpt_prefix.data.tables import Table
+from mingpt_prefix.errors import ConfigError, TableError, printable
+from mingpt_prefix.evaluation.pipeline import Writer, open_writer
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+
+Kind = Literal["frozen", "prefix", "fine-tuned"]
+FROZEN = "frozen"
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A writer by name."""
+
+    name: str
+    kind: Kind
+    writer: Writer
+
+    @property
+    def is_infix(self) -> bool:
+        return self.writer.prefix is not None and self.writer.placement == "infix"
+
+    @property
+    def room(self) -> int:
+        """How many tokens have room behind the prefix."""
+        prefix = self.writer.prefix
+        rows = 0 if prefix is None or self.is_infix else int(prefix.lengths[0])
+        return self.writer.model.config.n_positions - rows
+
+    def prompt(self, table: Table) -> list[int]:
+        """What the model is given for `table`.
+
+        Raises:
+            TableError: where it leaves no room for a new token, or lacks a slot that the text
+                format's template has a field for.
+        """
+        prompt = encode_prompt(self.writer.tokenizer, table, self.writer.text_format)
+        if len(prompt) >= self.room:
+            what = f"the table has {len(prompt)} tokens, and the model has room for {self.room - 1}"
+            raise TableError(what, 0)
+        return prompt
+
+
+def open_voices(config: SampleConfig) -> list[Voice]:
+    """All that the flags name, the first of them first; the frozen model is behind the prefixes.
+
+    Raises:
+        MingptPrefixError: as `open_writer`; and where a prefix beside is not of the first's model.
+    """
+    if all(named is None for named in (config.run, config.prefix, config.lora, config.model)):
+        config = replace(config, run=newest_finished(RUNS))
+    first = open_writer(config)
+    tuned, prefixes = [], []
+    if config.lora is not None or (config.run is not None and _mode(config.run) != "prefix"):
+        tuned.append((_first_name(config), first))
+    elif first.prefix is not None:
+        prefixes.append((_first_name(config), first))
+    alone = replace(config, run=None, prefix=None, lora=None)
+    for path in config.beside:
+        mode = _mode(path) if (path / RUN_FILE).exists() else "prefix"
+        if mode != "prefix":
+            # LoRA is on a base that may have to be named; other runs have a model of their own.
+            base = config.model if mode in ("lora", "prefix+lora") else None
+            tuned.append((path.resolve().name, open_writer(replace(alone, run=path, model=base))))
+        elif LORA_FORMAT.claims(path):
+            tuned.append((_file_name(path), open_writer(replace(alone, lora=path))))
+        else:
+            prefixes.append(_prefix_beside(path, first))
+    origin = "the same model without a prefix" if prefixes else first.origin
+    frozen = (
+        []
+        if tuned and tuned[0][1] is first
+        else [(FROZEN, replace(first, prefix=None, origin=origin))]
+    )
+    kinds: list[tuple[Kind, list]] = [("prefix", prefixes), (FROZEN, frozen), ("fine-tuned", tuned)]
+    voices: list[Voice] = []
+    for kind, found in kinds:
+        for name, writer in found:
+            taken = {FROZEN, *(voice.name for voice in voices)} if kind != FROZEN else ()
+            voices.append(Voice(_free_name(name, taken), kind, writer))
+    return voices
+
+
+def _mode(folder: Path) -> object:
+    """A run's; only one in prefix mode leaves the model as it is, for other prefixes too."""
+    return read_run(folder)["config"].get("mode")
+
+
+def _first_name(config: SampleConfig) -> str:
+    if config.run is not None:
+        return config.run.resolve().name
+    file = config.prefix if config.lora is None else config.lora
+    return "shipped" if file is None else _file_name(file)
+
+
+def _file_name(file: Path) -> str:
+    """What a learned file is called: by its folder where its own name is that of all runs'."""
+    run = RunFolder(file.parent)
+    is_of_run = file.name in (run.prefix_file.name, run.lora_file.name)
+    return file.resolve().parent.name if is_of_run else file.stem
+
+
+def _prefix_beside(path: Path, first: Writer) -> tuple[str, Writer]:
+    """The name and the writer of a prefix on the first one's model."""
+    is_run = (path / RUN_FILE).exists()
+    file = RunFolder(path).prefix_file if is_run else path
+    kv, info = read_fitting(file, first.model)
+    origin = f"the prefix {shown(file)} on the same model"
+    writer = replace(
+        first, prefix=kv, text_format=info.text_format, placement=info.placement, origin=origin
+    )
+    return path.resolve().name if is_run else _file_name(path), writer
+
+
+def _free_name(name: str, taken: set[str] | tuple[()]) -> str:
+    """`name`, or with the first number behind it that makes it another's than those taken."""
+    name = printable(name, 60)
+    if not name:
+        raise ConfigError("a prefix or run without a name")
+    numbers = ["", *(f"-{n}" for n in range(2, len(taken) + 3))]
+    return next(name + number for number in numbers if name + number not in taken)
