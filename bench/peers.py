@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mingpt_prefix.accel.cuda_graphs import ahead
+from mingpt_prefix.accel.cuda_graphs import prefetch
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.model import GPT2
@@ -100,7 +100,7 @@ class Stepper:
         """A step a batch; they are padded and brought to the device by a thread, some ahead."""
         self.model.train()
         device = self.trained[0].device
-        for batch in ahead(lambda examples: pad(examples, device), batches):
+        for batch in prefetch(lambda examples: pad(examples, device), batches):
             self.step(batch)
 
     def step(self, batch: dict[str, Tensor]) -> None:

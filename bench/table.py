@@ -24,9 +24,9 @@ import tyro
 from experiment import Row, TestSet, trained
 from report import methods_table
 
-from mingpt_prefix.batch import encode_example, encode_prompt
 from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
 from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.data.tables import Example, Table
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.decoding import generate

@@ -15,7 +15,7 @@ _MODULES = {
     "GPT2": "model",
     "MingptPrefixError": "errors",
     "PrefixKV": "batch",
-    "Scored": "outputs",
+    "Scored": "sampling",
     "Table": "data.tables",
     "TableError": "errors",
     "generate": "decoding",

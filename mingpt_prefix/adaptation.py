@@ -1,25 +1,24 @@
 """All that is learned beside a frozen model: a prefix, LoRA, or both.
 
-adapters = make_adapters(config, model, train_set)
-adaptation = adapters()
-with adaptation.attached(model):
-    hidden = model(tokens, positions, layout, adaptation.prefix)
+    adapters = Adapters(PrefixEncoder(model.config, 5), lora=None)
+    adaptation = adapters()
+    with adaptation.attached(model):
+        hidden = model(tokens, positions, layout, adaptation.prefix)
+
+`Adapters` are the modules that learn; an `Adaptation` is what they come to, as plain tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mingpt_prefix.batch import Encoded, PrefixKV
-from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.lora import Lora, LowRank
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import make_encoder
 
 
 @dataclass(frozen=True)
@@ -71,23 +70,6 @@ class Adapters(nn.Module):
     def trainable(self) -> nn.Module:
         """The module whose parameters' names a checkpoint has: a prefix's are its own."""
         return self if self.lora is not None else self.prefix
-
-
-def make_adapters(
-    config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()
-) -> Adapters | None:
-    """What a run trains beside `model`, on its device; None where it trains the model itself.
-
-    Raises:
-        ConfigError, PrefixError: as `make_encoder` and `Lora`.
-    """
-    prefix, lora = None, None
-    if config.has_prefix:
-        prefix = make_encoder(config, model, train_set)
-    if config.has_lora:
-        settings = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout)
-        lora = Lora(model.config, *settings, seed=config.seed)
-    return Adapters(prefix, lora).to(model.device) if config.is_frozen else None
 
 
 @torch.no_grad()

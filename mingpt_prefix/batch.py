@@ -1,9 +1,8 @@
-"""The plain containers of the data's way: packed sequences without padding, and prefix rows.
+"""What a model is given: packed sequences without padding, and prefix rows.
 
-B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. What
-the numbers of a batch are is decided here and nowhere else: token ids of tables and examples,
-positions, which tokens predict a target, and the exact order of a run's batches as a function of
-(seed, epoch).
+B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. This
+module alone decides positions, which tokens predict a target, and the exact order of a run's
+batches as a function of (seed, epoch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from mingpt_prefix.data.tables import TEXT_FORMAT, Example, Table, linearize, target_text
-from mingpt_prefix.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -133,20 +129,6 @@ class Encoded:
     @property
     def n_targets(self) -> int:
         return len(self.ids) - self.context
-
-
-def encode_prompt(tokenizer: Tokenizer, table: Table, text_format: str = TEXT_FORMAT) -> list[int]:
-    """What a model is given to describe `table`: the table's text, then the end token."""
-    return [*tokenizer.encode(linearize(table, text_format)), tokenizer.eos]
-
-
-def encode_example(
-    tokenizer: Tokenizer, example: Example, text_format: str = TEXT_FORMAT
-) -> Encoded:
-    """The prompt of the example's table, then its text and another end token, to be predicted."""
-    prompt = encode_prompt(tokenizer, example.table, text_format)
-    target = tokenizer.encode(target_text(example.text, text_format))
-    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
 
 
 def _offsets(sizes: Tensor) -> Tensor:

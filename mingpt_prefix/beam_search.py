@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.logits_processors import Bans
-from mingpt_prefix.outputs import Scored, Watch
+from mingpt_prefix.sampling import LogitsProcessor, Scored, Watch
 
 # Lower than any sequence's score: the very number transformers uses, so that sums round alike.
 _NEVER = -1e9
@@ -90,12 +89,12 @@ def search_beams(
     limits: Tensor,
     eos: int,
     decoding: Decoding,
-    bans: Bans,
+    rules: LogitsProcessor,
     watch: Watch | None = None,
 ) -> list[list[Scored]]:
     """The best sequences of each prompt in the cache, best first, without their end tokens.
 
-    What `bans` takes away is not shared out among the other tokens.
+    What `rules` takes away is not shared out among the other tokens.
     """
     beams, wanted = decoding.beams, decoding.num_return_sequences
     numbers = torch.arange(len(limits), device=limits.device)  # of the prompts that are left
@@ -106,7 +105,7 @@ def search_beams(
         if watch is not None:
             watch([], [], [])
         said = state.running[:, :, :step].flatten(0, 1)
-        shares = bans(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
+        shares = rules(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
         parents, going = state.advance(shares, step)
         over, going = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
         for number, sequences in zip(numbers[over].tolist(), state.best(over, wanted), strict=True):

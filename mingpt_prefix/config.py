@@ -4,12 +4,11 @@ A field's range stands beside it; what excludes each other is checked when a `Tr
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_args
 
-from mingpt_prefix.errors import CheckpointError, ConfigError
+from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "lora", "prefix+lora", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
@@ -225,27 +224,6 @@ def to_json(config) -> dict:
     """A dataclass as what JSON gives back for it: tuples become lists."""
     values = dataclasses.asdict(config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
-
-    Raises:
-        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
-    """
-    if not isinstance(saved, dict):
-        raise CheckpointError("run.json: no settings in it")
-    # A setting that is gone, as runs have it that did not use it.
-    saved = {name: value for name, value in saved.items() if (name, value) != ("gated", False)}
-    try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
-    except TypeError as error:
-        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if changed := sorted(name for name in saved if read[name] != saved[name]):
-        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
-    return config
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,8 @@ from mingpt_prefix.beam_search import search_beams
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.logits_processors import Bans
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.outputs import Scored, Watch
-from mingpt_prefix.sampling import choose_tokens
+from mingpt_prefix.sampling import LogitsProcessor, Scored, Watch, choose_tokens
 
 GREEDY = Decoding()
 _NO_TOKEN = -1
@@ -223,9 +221,9 @@ def _generate_batch(
     first = None if rows[0].prefix_from is None else [row.prefix_from for row in rows]
     cache_class = getattr(model, "cache_class", KVCache)  # a model may bring one of its own
     cache = cache_class(model, prompts, prefix, prefix_ids, room, first)
-    bans = Bans(prompts, decoding, eos, model.config.vocab_size, model.device)
+    rules = LogitsProcessor(prompts, decoding, eos, model.config.vocab_size, model.device)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
-        return search_beams(cache, limits, eos, decoding, bans, watch)
+        return search_beams(cache, limits, eos, decoding, rules, watch)
     seeds = [row.seeds for row in rows]
-    return choose_tokens(cache, limits, eos, decoding, bans, seeds, watch)
+    return choose_tokens(cache, limits, eos, decoding, rules, seeds, watch)

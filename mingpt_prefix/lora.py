@@ -3,12 +3,10 @@
     lora = Lora(model.config, rank=8, alpha=16, targets=("attn.c_attn",))
     with lora().attached(model):
         hidden = model(tokens, positions, layout)
-    fold(model, lora())                               # or added to the weights, once
 
 The model knows nothing of it: while changes are attached, hooks add them to what its layers return.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,15 +74,6 @@ class LowRank:
             for hook in hooks:
                 hook.remove()
 
-    def digest(self) -> str:
-        """SHA-256 over the factors and the scale."""
-        digest = hashlib.sha256(repr(float(self.scale)).encode())
-        for target, pair in sorted(self.factors.items()):
-            for factor in pair:
-                digest.update(f"{target} {tuple(factor.shape)}\n".encode())
-                digest.update(factor.detach().to("cpu", torch.float32).contiguous().numpy())
-        return digest.hexdigest()
-
 
 def weight_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(in, out) of each weight of a block that LoRA can change, by its name there."""
@@ -132,22 +121,3 @@ class Lora(nn.Module):
         """The changes as they are now, with their graph; without dropout in eval mode."""
         factors = dict(zip(self.targets, zip(self.a, self.b, strict=True), strict=True))
         return LowRank(factors, self.scale, self.dropout if self.training else 0.0)
-
-
-@torch.no_grad()
-def fold(model: GPT2, low_rank: LowRank) -> GPT2:
-    """Add the changes to the model's weights, in place and in their dtype: decoding then costs what
-    it costs without LoRA. The model's fingerprint becomes `folded_fingerprint`."""
-    for block, changes in zip(model.h, low_rank.layers(), strict=True):
-        for target, change in changes.items():
-            weight = block.get_submodule(target).weight
-            a, b = change.a.to(weight), change.b.to(weight)
-            weight.addmm_(a, b, alpha=change.scale)
-    model.fingerprint = folded_fingerprint(model.fingerprint, low_rank)
-    return model
-
-
-def folded_fingerprint(base: str, low_rank: LowRank) -> str:
-    """The fingerprint of a model with these changes, whose own weights have the fingerprint `base`:
-    a prefix that was trained together with them fits no model without them."""
-    return hashlib.sha256(f"{base} {low_rank.digest()}".encode()).hexdigest()

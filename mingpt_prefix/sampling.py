@@ -7,18 +7,73 @@ distribution they are chosen from: after bans, temperature, top-k and top-p. So 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.logits_processors import Bans
-from mingpt_prefix.outputs import Scored, Watch
 
+# Called after every step with the numbers of the prompts that got a token, these tokens, and their
+# log-probabilities. Beam search gives none of the three: nothing is settled before its end. What it
+# raises ends the decoding.
+Watch = Callable[[list[int], list[int], list[float]], None]
 # The next token of each row (B,) and its log-probability (B,), by the logits (B, V), the rows'
 # numbers in the batch (B,), and how many tokens came before.
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+class Scored(NamedTuple):
+    """New ids, without the end token, and their score: the higher the better.
+
+    By beams it is the sum of the log-probabilities, the end token's among them, divided by their
+    number to the power of the length penalty; otherwise it is the sum alone.
+    """
+
+    ids: list[int]
+    score: float
+
+
+class LogitsProcessor:
+    """The rules of `decoding` for these prompts; `eos` outside the vocabulary is never banned."""
+
+    def __init__(
+        self,
+        prompts: Sequence[list[int]],
+        decoding: Decoding,
+        eos: int,
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self.ngram, self.eos, self.vocab_size = decoding.no_repeat_ngram_size, eos, vocab_size
+        self.least = decoding.min_new_tokens if 0 <= eos < vocab_size else 0
+        width = max(map(len, prompts))
+        # Padded in front by what is no token: padding and then m tokens comes once in a row, at
+        # its beginning, and so repeats nothing.
+        padded = [[vocab_size] * (width - len(ids)) + ids for ids in prompts]
+        self.prompts = torch.tensor(padded, device=device)
+
+    def __call__(self, scores: Tensor, numbers: Tensor, new: Tensor) -> Tensor:
+        """Scores (B, V), with -inf for what may not follow prompt number (B,) and `new` (B, N)."""
+        if not self.ngram and new.shape[1] >= self.least:
+            return scores
+        # The last column is of no token: the place for what is not to be banned.
+        banned = scores.new_zeros(len(scores), self.vocab_size + 1, dtype=torch.bool)
+        if new.shape[1] < self.least:
+            banned[:, self.eos] = True
+        if self.ngram:
+            said = torch.cat([self.prompts[numbers], new], 1)
+            banned.scatter_(1, self._repeating(said), True)
+        return scores.masked_fill(banned[:, :-1], -math.inf)
+
+    def _repeating(self, said: Tensor) -> Tensor:
+        """(B, W): the tokens that would repeat one of W n-grams of `said` (B, S), V for others."""
+        if said.shape[1] < self.ngram:
+            return said[:, :0]
+        ngrams = said.unfold(1, self.ngram, 1)  # (B, W, n)
+        begun = said[:, None, said.shape[1] + 1 - self.ngram :]  # (B, 1, n - 1)
+        return torch.where((ngrams[..., :-1] == begun).all(-1), ngrams[..., -1], self.vocab_size)
 
 
 def choose_tokens(
@@ -26,7 +81,7 @@ def choose_tokens(
     limits: Tensor,
     eos: int,
     decoding: Decoding,
-    bans: Bans,
+    rules: LogitsProcessor,
     seeds: Sequence[Sequence[int]],
     watch: Watch | None = None,
 ) -> list[list[Scored]]:
@@ -49,7 +104,7 @@ def choose_tokens(
     scores = torch.zeros_like(limits, dtype=torch.double)
     numbers = torch.arange(len(rows), device=rows.device)  # of the sequences that are left
     for step in range(most):
-        logits = bans(cache.logits, rows[numbers], new[numbers, :step])
+        logits = rules(cache.logits, rows[numbers], new[numbers, :step])
         tokens, shares = choose(logits, numbers, step)
         possible = logits.gather(1, tokens[:, None])[:, 0] > -math.inf
         new[numbers, step] = tokens

@@ -10,14 +10,13 @@ from mingpt_prefix.batch import (
     Encoded,
     PrefixKV,
     batches,
-    encode_example,
-    encode_prompt,
     epoch_order,
     make_layout,
     make_positions,
     pack,
 )
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.data.tables import Example, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2

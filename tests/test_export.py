@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import train
+from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.adapters.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TrainConfig
@@ -22,7 +23,6 @@ from mingpt_prefix.evaluation.pipeline import open_writer
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import make_encoder
 
 # PEFT calls transformers in ways that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")

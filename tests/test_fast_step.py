@@ -18,13 +18,15 @@ from test_training import FINETUNE, PREFIX, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_prefix import trainer as training
+from mingpt_prefix.accel.cuda_graphs import GraphedStep
 from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.evaluation import training_run as training
 from mingpt_prefix.evaluation.tasks import load_task
+from mingpt_prefix.evaluation.training_run import make_trainer
 from mingpt_prefix.trainer import Trainer
 
 
@@ -112,7 +114,7 @@ def test_200_steps_give_a_plain_step_s_losses(config: TrainConfig, monkeypatch) 
         if whole:  # padded, as a GPU has them as graphs
             monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
         trainer = make(config)
-        assert (trainer.graphs is not None) == whole
+        assert isinstance(trainer.stepper, GraphedStep) == whole
         compare(trainer, expected)
 
 
@@ -132,7 +134,7 @@ def test_200_steps_of_the_embedded_model_give_a_plain_step_s_losses(mode: str, l
     settings = recipe(mode, True, lr=lr, max_steps=200, warmup=0.0, dropout=0.0, **own)
     config = TrainConfig(mode=mode, model="tiny", data=("sample",), **settings)
     model = load_model("tiny", "cpu")
-    trainer = Trainer(config, model, load_task(config, model.config).train_set, [])
+    trainer = make_trainer(config, model, load_task(config, model.config).train_set, [])
     compare(trainer, plain_losses(trainer, 200))
 
 

@@ -8,11 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mingpt_prefix.accel import prepacked_linear as packed
+from mingpt_prefix.adapters.lora_file import fold, folded_fingerprint
 from mingpt_prefix.batch import Encoded, PackedBatch, pack
 from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model, save_model
 from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.lora import Lora, LowRank, fold, folded_fingerprint
+from mingpt_prefix.lora import Lora, LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder
 

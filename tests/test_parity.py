@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, encode_example, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.checkpoints.atomic_write import cache_dir
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import MODELS, ModelConfig
 from mingpt_prefix.data.datasets import e2e_available, load_examples
+from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder

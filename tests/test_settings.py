@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mingpt_prefix.checkpoints.run_folder import config_from_json
 from mingpt_prefix.cli import settings
 from mingpt_prefix.cli.settings import resolve
 from mingpt_prefix.cli.train_args import TrainArgs
-from mingpt_prefix.config import TARGETS, config_from_json, to_json
+from mingpt_prefix.config import TARGETS, to_json
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
 
 

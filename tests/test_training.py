@@ -14,6 +14,7 @@ from mingpt_prefix.checkpoints.pretrained import fingerprint
 from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.evaluation.training_run import make_trainer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate
 from mingpt_prefix.trainer import Trainer
@@ -56,7 +57,7 @@ def make(config: TrainConfig, count: int = 20, dtype: torch.dtype = torch.float3
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 5  # fresh weights hardly answer to a prefix
-    return Trainer(config, model, examples(count), examples(8, seed=1))
+    return make_trainer(config, model, examples(count), examples(8, seed=1))
 
 
 def learned(trainer: Trainer) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from mingpt_prefix.adapters.learned import make_encoder, text_tokens
 from mingpt_prefix.adapters.prefix_file import read_prefix
 from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, pack
 from mingpt_prefix.checkpoints.pretrained import save_model
@@ -17,7 +18,7 @@ from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.pipeline import open_writer
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens, make_encoder, text_tokens
+from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens
 
 SHAPE = ModelConfig(3, 3, 24, vocab_size=4096, n_positions=64, eos_token_id=4095, tokenizer="tiny")
 CONFIG = TrainConfig(

@@ -1,10 +1,10 @@
 """Whole training steps as CUDA graphs: forward, backward and optimizer in a single launch.
 
-    graphed = GraphedStep(gradients, trainable, optimizer, config, max_seq_len)
-    for work in ahead(lambda plan: graphed.prepare(*plan), plans):   # packed on a thread, pinned
-        begun = graphed.begin(work, seed)
+    graphed = GraphedStep(gradients, config, max_seq_len)
+    for work in prefetch(lambda plan: graphed.prepare(*plan), plans):   # packed on a thread, pinned
+        pending = graphed.begin(work, seed)
         ...
-        loss, norm = begun.read()                                    # some steps later
+        loss, norm = pending.read()                                     # some steps later
 
 A small model's step is bound by the launches of its some 400 kernels; a graph replays them at once.
 Graphs have fixed shapes, so that there is one for each `Bucket`, captured when first needed.
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +28,12 @@ from mingpt_prefix.accel.buckets import Bucket
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.optim import set_learning_rate
-from mingpt_prefix.step import TrainStep
+from mingpt_prefix.optim import make_optimizers, set_learning_rate
+from mingpt_prefix.step import In, Out, PendingStep, TrainStep
 
 LAG = 4  # steps that are begun before the loss of an earlier one is read
 _DEPTH = 4  # batches that are packed ahead
 _WARM_UP = 2
-
-In, Out = TypeVar("In"), TypeVar("Out")
 
 
 def why_not_graphs(config: TrainConfig, world: World) -> str | None:
@@ -53,7 +50,7 @@ def why_not_graphs(config: TrainConfig, world: World) -> str | None:
     return next((why for holds, why in reasons if holds), None)
 
 
-def ahead(make: Callable[[In], Out], inputs: Iterable[In], depth: int = _DEPTH) -> Iterator[Out]:
+def prefetch(make: Callable[[In], Out], inputs: Iterable[In], depth: int = _DEPTH) -> Iterator[Out]:
     """make(x) for each of the inputs, in order, made by another thread some steps ahead."""
     with ThreadPoolExecutor(1) as thread:
         waiting = deque()
@@ -66,26 +63,11 @@ def ahead(make: Callable[[In], Out], inputs: Iterable[In], depth: int = _DEPTH) 
 
 
 @dataclass(frozen=True)
-class Work:
+class HostBatch:
     """A batch, ready to be copied to the device."""
 
     bucket: Bucket
     row: Tensor
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A step that the device has been told to take."""
-
-    said: Tensor  # loss and gradient norm, once they have arrived
-    arrived: torch.cuda.Event | None = None
-
-    def read(self) -> tuple[float, float]:
-        """The loss, in nats a token, and the gradient's norm; waits until they are known."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        loss, norm = self.said.tolist()
-        return loss, norm
 
 
 @dataclass
@@ -98,17 +80,20 @@ class Captured:
 
 @dataclass(eq=False)
 class GraphedStep:
-    """Steps of `trainable` by one fused AdamW, on batches of at most `config.batch_size` sequences
+    """A stepper by one fused AdamW, on batches of at most `config.batch_size` sequences
     and `max_seq_len` tokens each; without a GPU the same padded steps are taken eagerly."""
 
     gradients: TrainStep
-    trainable: nn.Module
-    optimizer: torch.optim.AdamW
     config: TrainConfig
     max_seq_len: int
     captured: Captured = field(default_factory=Captured)
 
+    lag = LAG
+
     def __post_init__(self) -> None:
+        self.trainable = self.gradients.trainable
+        self.optimizers = make_optimizers(self.trainable, self.config)
+        (self.optimizer,) = self.optimizers
         self.device = self.gradients.model.device
         self.on_gpu = self.device.type == "cuda"
         self.lr, self.bad = torch.zeros(2, device=self.device)
@@ -121,20 +106,23 @@ class GraphedStep:
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
         self.bad.zero_()
 
-    def prepare(self, examples: Sequence[Encoded], lr: float) -> Work:
+    def prepare(self, examples: Sequence[Encoded], lr: float) -> HostBatch:
         """Pack a batch and pad it to its bucket, in pinned memory; on any thread."""
         batch = pack(examples, self.gradients.rows, self.config.placement)
         bucket = Bucket.of(batch, self.config.batch_size, self.max_seq_len)
         row = bucket.flatten(batch, lr, 1 / batch.n_targets)
-        return Work(bucket, row.pin_memory() if self.on_gpu else row)
+        return HostBatch(bucket, row.pin_memory() if self.on_gpu else row)
 
-    def begin(self, work: Work, seed: int) -> Begun:
+    def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
+        return prefetch(make, inputs)
+
+    def begin(self, work: HostBatch, seed: int) -> PendingStep:
         """Take a step, with dropout drawn by `seed`; on a GPU it is only begun."""
         if not self.on_gpu:
             self._train_mode()
             torch.manual_seed(seed)
             self._step(work.bucket, work.row)
-            return Begun(self.said.clone())
+            return PendingStep(self.said.clone())
         if work.bucket not in self.graphs:
             self.graphs[work.bucket] = self._capture(work)
         graph, row = self.graphs[work.bucket]
@@ -145,7 +133,7 @@ class GraphedStep:
         said.copy_(self.said, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return Begun(said, arrived)
+        return PendingStep(said, arrived)
 
     def _train_mode(self) -> None:
         self.gradients.model.train()
@@ -173,7 +161,7 @@ class GraphedStep:
         optimizer.zero_grad(set_to_none=True)
         self.said.copy_(torch.stack([loss, norm]))
 
-    def _capture(self, work: Work) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, work: HostBatch) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of a bucket, and the row that it reads; changes nothing that is trained."""
         torch.cuda.synchronize()
         started, bad = time.perf_counter(), self.bad.clone()

@@ -30,7 +30,7 @@ def shard(loss: nn.Module, model: GPT2, world: World) -> "FSDPModule":
     return fully_shard(loss, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unshard(tensor: Tensor) -> Tensor:
     """The ranks' shards of a tensor together, if it is cut up: then all ranks must ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -51,7 +51,7 @@ def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
         return tensors
     found = {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor.detach())
+        tensor = unshard(tensor.detach())
         if world.is_main:
             found[name] = tensor.cpu()
     return found

@@ -7,6 +7,7 @@ The file holds TARGET.a (L, in, r) and TARGET.b (L, r, out) of each weight that 
 `mingpt_prefix.adapters.adapter_file` says.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mingpt_prefix.adapters.adapter_file import AdapterFormat
 from mingpt_prefix.checkpoints.pretrained import choose_device, choose_dtype, load_model
 from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import LoraError, printable
-from mingpt_prefix.lora import LowRank, fold, weight_sizes
+from mingpt_prefix.lora import LowRank, weight_sizes
 from mingpt_prefix.model import GPT2
 
 VERSION = 2
@@ -133,3 +134,32 @@ def load_folded(
     with FORMAT.naming(path):
         check_lora(info, low_rank, loaded)
     return fold(loaded, low_rank).to(to_dtype), info
+
+
+@torch.no_grad()
+def fold(model: GPT2, low_rank: LowRank) -> GPT2:
+    """Add the changes to the model's weights, in place and in their dtype: decoding then costs what
+    it costs without LoRA. The model's fingerprint becomes `folded_fingerprint`."""
+    for block, changes in zip(model.h, low_rank.layers(), strict=True):
+        for target, change in changes.items():
+            weight = block.get_submodule(target).weight
+            a, b = change.a.to(weight), change.b.to(weight)
+            weight.addmm_(a, b, alpha=change.scale)
+    model.fingerprint = folded_fingerprint(model.fingerprint, low_rank)
+    return model
+
+
+def folded_fingerprint(base: str, low_rank: LowRank) -> str:
+    """The fingerprint of a model with these changes, whose own weights have the fingerprint `base`:
+    a prefix that was trained together with them fits no model without them."""
+    return hashlib.sha256(f"{base} {_digest(low_rank)}".encode()).hexdigest()
+
+
+def _digest(low_rank: LowRank) -> str:
+    """SHA-256 over the factors and the scale."""
+    digest = hashlib.sha256(repr(float(low_rank.scale)).encode())
+    for target, pair in sorted(low_rank.factors.items()):
+        for factor in pair:
+            digest.update(f"{target} {tuple(factor.shape)}\n".encode())
+            digest.update(factor.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()

@@ -22,7 +22,7 @@ from mingpt_prefix.errors import ConfigError, TableError
 from mingpt_prefix.evaluation.pipeline import tokenizer_of, where_computed
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Sentence, write_fitting
-from mingpt_prefix.outputs import Scored
+from mingpt_prefix.sampling import Scored
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.accel.environment import changes, surroundings
 from mingpt_prefix.accel.fsdp import cut_like, gathered
 from mingpt_prefix.checkpoints.checkpoint import Checkpoint, load_newest
@@ -58,15 +59,15 @@ def load_trained_state(
         raise CheckpointError(f"the checkpoint is of another run: {error}") from None
 
 
-def run_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict]:
+def run_state(trainer: Trainer, world: World = ALONE) -> tuple[dict[str, Tensor], dict]:
     """All that `restore` needs: tensors, and a JSON object; with shards all ranks must call it."""
-    tensors = gathered(trained_state(trainer.trainable, trainer.optimizers), trainer.world)
-    machine = surroundings(trainer.model.device, trainer.world.size)
+    tensors = gathered(trained_state(trainer.trainable, trainer.stepper.optimizers), world)
+    machine = surroundings(trainer.model.device, world.size)
     state = {"best_loss": trainer.best_loss, "best_step": trainer.best_step, "machine": machine}
     return tensors, state
 
 
-def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[str]:
+def restore(trainer: Trainer, checkpoint: Checkpoint, world: World = ALONE) -> list[str]:
     """Bring `trainer` to `checkpoint`; returns what of the machine is not as it was saved.
 
     If that is nothing, the run ends at the bytes of one that was never interrupted.
@@ -74,19 +75,19 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[str]:
     Raises:
         CheckpointError: when it is not of this run's shape.
     """
-    load_trained_state(trainer.trainable, trainer.optimizers, checkpoint.tensors)
+    load_trained_state(trainer.trainable, trainer.stepper.optimizers, checkpoint.tensors)
     try:
         best_loss = float(checkpoint.state["best_loss"])
         best_step = int(checkpoint.state["best_step"])
     except (LookupError, ValueError) as error:
         raise CheckpointError(f"the checkpoint is of another run: {error}") from None
     trainer.start_from(checkpoint.step, best_loss, best_step)
-    now = surroundings(trainer.model.device, trainer.world.size)
+    now = surroundings(trainer.model.device, world.size)
     return changes(checkpoint.state.get("machine"), now)
 
 
 def resume_run(
-    folder: Path, began_with: Mapping[str, str], trainer: Trainer
+    folder: Path, began_with: Mapping[str, str], trainer: Trainer, world: World = ALONE
 ) -> tuple[RunFolder | None, list[str]]:
     """The run in `folder`, with `trainer` where it left off, and what of the machine has changed.
 
@@ -98,6 +99,6 @@ def resume_run(
     changed = []
     check_origin(folder, began_with)
     if checkpoint := load_newest(RunFolder(folder).checkpoints):
-        changed = restore(trainer, checkpoint)
-    trainer.world.wait()  # until all have read it
-    return RunFolder.reopen(folder, trainer.step) if trainer.world.is_main else None, changed
+        changed = restore(trainer, checkpoint, world)
+    world.wait()  # until all have read it
+    return RunFolder.reopen(folder, trainer.step) if world.is_main else None, changed

@@ -11,6 +11,7 @@ import weakref
 from pathlib import Path
 
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
+from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.errors import CheckpointError, printable
 
 try:
@@ -154,6 +155,27 @@ def read_run(folder: Path) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise CheckpointError(f"{name}: not the settings of a run")
     return content
+
+
+def config_from_json(saved: object) -> TrainConfig:
+    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
+
+    Raises:
+        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
+    """
+    if not isinstance(saved, dict):
+        raise CheckpointError("run.json: no settings in it")
+    # A setting that is gone, as runs have it that did not use it.
+    saved = {name: value for name, value in saved.items() if (name, value) != ("gated", False)}
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        config = TrainConfig(**values)
+        read = json.loads(json.dumps(to_json(config)))
+    except TypeError as error:
+        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
+    if changed := sorted(name for name in saved if read[name] != saved[name]):
+        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
+    return config
 
 
 def check_origin(folder: Path, origin: dict[str, str]) -> None:

@@ -16,8 +16,11 @@ from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
 
-def summary(trainer: Trainer) -> str:
-    """A run in one line: examples, steps, learning rate, what is trained and what is kept."""
+def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
+    """A run in one line: examples, steps, learning rate, what is trained and what is kept.
+
+    `why_not_graphs`: what keeps its steps from being CUDA graphs, in words.
+    """
     config = trainer.config
     total = sum(p.numel() for p in trainer.model.parameters())
     what = f"{trainer.n_trained:,} of {total:,} parameters are trained"
@@ -31,8 +34,8 @@ def summary(trainer: Trainer) -> str:
     how = ""
     if config.device == "cuda":
         how = " Each step is a CUDA graph."
-        if trainer.why_not_graphs is not None:
-            how = f" Steps are no CUDA graphs: {trainer.why_not_graphs}."
+        if why_not_graphs is not None:
+            how = f" Steps are no CUDA graphs: {why_not_graphs}."
     return (
         f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
         f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"

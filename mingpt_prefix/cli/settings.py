@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mingpt_prefix.adapters.learned import text_tokens
 from mingpt_prefix.adapters.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.checkpoints.hf_format import CONFIG_FILE, read_config
 from mingpt_prefix.checkpoints.pretrained import (
@@ -14,15 +15,14 @@ from mingpt_prefix.checkpoints.pretrained import (
     model_folder,
     weights_at_hand,
 )
-from mingpt_prefix.checkpoints.run_folder import read_run
+from mingpt_prefix.checkpoints.run_folder import config_from_json, read_run
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.cli.train_args import TrainArgs
-from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, config_from_json, flag_name
+from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, flag_name
 from mingpt_prefix.data.datasets import load_examples
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, printable
-from mingpt_prefix.prefix import text_tokens
 
 _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"

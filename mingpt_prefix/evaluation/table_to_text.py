@@ -6,14 +6,15 @@ describe(model, load_tokenizer("gpt2"), [parse_table("name[The Mill]")], prefix)
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mingpt_prefix.batch import PrefixKV, encode_prompt
+from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.encoding import encode_prompt
 from mingpt_prefix.data.tables import TEXT_FORMAT, Table
 from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.decoding import GREEDY, generate_scored
 from mingpt_prefix.errors import TableError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.outputs import Scored
+from mingpt_prefix.sampling import Scored
 
 
 class Sentence(NamedTuple):

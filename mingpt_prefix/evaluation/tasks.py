@@ -5,20 +5,15 @@ task.train_set, task.dev_set          # Encoded examples
 task.score(model, prefix).line        # "dev BLEU 61.2"
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mingpt_prefix.accel.fsdp import whole_model
-from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, save_lora
-from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.batch import Encoded, PrefixKV, encode_example, epoch_order
-from mingpt_prefix.checkpoints.pretrained import load_model, save_model
-from mingpt_prefix.checkpoints.run_folder import RunFolder
+from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.datasets import group_references, load_split
+from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
 from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
@@ -26,10 +21,8 @@ from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.table_to_text import describe, one_line
-from mingpt_prefix.lora import folded_fingerprint
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.trainer import Trainer
 
 EXAMPLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
@@ -145,68 +138,3 @@ class TextTask:
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         value = bits_per_byte(model, self.corpus.held_out, self.corpus.held_out_bytes)
         return Score({"bits_per_byte": value}, f"held-out text {value:.3f} bits per byte")
-
-
-def origin(task: Task, base: GPT2) -> dict[str, str]:
-    """Digests of what a run begins with, by name: a resumed run must see the same."""
-    data = {"data": _digest(task.train_set), "dev_data": _digest(task.dev_set)}
-    return {**data, "base_model": base.fingerprint}
-
-
-def _digest(examples: Sequence[Encoded]) -> str:
-    """SHA-256 over all ids in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example.context.to_bytes(4, "little"))
-        digest.update(example.ids.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_trained(trainer: Trainer, run: RunFolder | None) -> None:
-    """Write what has been trained as it is now: the folded adapters, or the model.
-
-    All ranks call it; the one that has a run folder writes.
-    """
-    config, model = trainer.config, whole_model(trainer.model, trainer.world)
-    if run is None:
-        return
-    if not config.is_frozen:
-        save_model(model, run.model_folder)
-        return
-    learned, fingerprint = trainer.folded(), model.fingerprint
-    same = {
-        "base": model.name,
-        "text_format": text_format_of(config.input_template),
-        "training": config.learning_settings(),
-    }
-    if learned.low_rank is not None:
-        info = LoraInfo(
-            fingerprint=fingerprint,
-            rank=config.lora_rank,
-            alpha=float(config.lora_alpha),
-            targets=sorted(config.lora_targets),
-            **same,
-        )
-        save_lora(run.lora_file, learned.low_rank, info)
-        fingerprint = folded_fingerprint(fingerprint, learned.low_rank)
-    if learned.prefix is not None:
-        info = PrefixInfo(
-            fingerprint=fingerprint,
-            length=config.prefix_length,
-            placement=config.placement,
-            **same,
-        )
-        save_prefix(run.prefix_file, learned.prefix.kv, info)
-
-
-def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
-    """The score of what the run has kept, read back from its files."""
-    config = trainer.config
-    how = {"device": config.device, "attention": config.attention}
-    if config.has_lora:
-        model, _ = load_folded(config.model, run.lora_file, dtype=config.dtype, **how)
-    elif config.has_prefix:
-        model = trainer.model.eval()
-    else:
-        model = load_model(run.model_folder, dtype="fp32", **how)
-    return task.score(model, load_prefix(run.prefix_file) if config.has_prefix else None)

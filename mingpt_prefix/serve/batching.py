@@ -20,7 +20,7 @@ from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.decoding import generate_scored
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.outputs import Scored
+from mingpt_prefix.sampling import Scored
 
 _GATHERING = 0.005  # seconds for others to arrive with the first
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.adapters.prefix_file import read_fitting
-from mingpt_prefix.batch import encode_prompt
 from mingpt_prefix.checkpoints.hf_format import shown
 from mingpt_prefix.checkpoints.run_folder import (
     RUN_FILE,
@@ -22,6 +21,7 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
     read_run,
 )
+from mingpt_prefix.data.encoding import encode_prompt
 from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError, TableError, printable
 from mingpt_prefix.evaluation.pipeline import Writer, open_writer

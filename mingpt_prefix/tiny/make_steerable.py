@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.accel.buckets import of_few_sizes
+from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.cli.recipes import recipe
@@ -30,7 +31,6 @@ from mingpt_prefix.data.pretraining import Windows, read_corpus
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
-from mingpt_prefix.prefix import make_encoder
 from mingpt_prefix.step import SummedLoss
 
 from .mixture import Rows, Style, draw_domain, draw_facts
