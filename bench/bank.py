@@ -32,9 +32,9 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.pretraining import is_held_out
 from mingpt_prefix.data.tables import linearize
 from mingpt_prefix.data.text import documents
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import describe, one_line
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
 

@@ -28,7 +28,7 @@ from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.decoding import generate
+from mingpt_prefix.generation.decoding import generate
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from mingpt_prefix.data.datasets import load_split
 from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.data.tables import Example, Table
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.evaluation.table_to_text import one_line
+from mingpt_prefix.generation.decoding import generate
 
 Method = Literal["frozen", "prefix", "lora", "prefix+lora", "finetune"]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from mingpt_prefix import kernels
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.evaluation import training_run as training
 from mingpt_prefix.evaluation.training_run import make_trainer
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.kernels import reference
 from mingpt_prefix.model import GPT2
 

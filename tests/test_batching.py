@@ -10,7 +10,7 @@ from serving import CONFIG
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate_scored
+from mingpt_prefix.generation.decoding import generate_scored
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.serve import batching
 from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped

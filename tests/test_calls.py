@@ -14,8 +14,8 @@ from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.tables import TEXT_FORMAT, linearize, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.decoding import generate, generate_scored
 from mingpt_prefix.errors import PromptError
+from mingpt_prefix.generation.decoding import generate, generate_scored
 
 V, N, MOST = CONFIG.vocab_size, 16, 24
 

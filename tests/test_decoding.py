@@ -24,8 +24,8 @@ from decoding_peers import (
 from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
 # PEFT calls transformers in ways that it has deprecated.
@@ -127,7 +127,7 @@ class Uncached:
 def test_cached_is_as_uncached(model, prefix, prompts, how: dict, monkeypatch) -> None:
     ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how)
     assert_varied(ours)
-    monkeypatch.setattr("mingpt_prefix.decoding.KVCache", Uncached)
+    monkeypatch.setattr("mingpt_prefix.generation.decoding.KVCache", Uncached)
     assert generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how) == ours
 
 

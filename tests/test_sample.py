@@ -25,9 +25,9 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.data.encoding import encode_prompt
 from mingpt_prefix.data.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.evaluation.table_to_text import one_line
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
 ROOT = Path(__file__).parents[1]

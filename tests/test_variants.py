@@ -13,10 +13,10 @@ from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, pack
 from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import Decoding, ModelConfig, TrainConfig
 from mingpt_prefix.data.tables import parse_table
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.pipeline import open_writer
 from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens
 

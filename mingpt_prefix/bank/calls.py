@@ -26,7 +26,7 @@ from mingpt_prefix.data.readers import table_from_line
 from mingpt_prefix.data.tables import Table, linearize
 from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.errors import PromptError, TableError, printable
-from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.generation.kv_cache import KVCache
 from mingpt_prefix.model import GPT2
 
 MAX_PROMPT_CHARS = 20_000

@@ -17,12 +17,12 @@ from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.tables import Table, linearize
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.decoding import generate_scored
 from mingpt_prefix.errors import ConfigError, TableError
 from mingpt_prefix.evaluation.pipeline import tokenizer_of, where_computed
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Sentence, write_fitting
-from mingpt_prefix.sampling import Scored
+from mingpt_prefix.generation.decoding import generate_scored
+from mingpt_prefix.generation.sampling import Scored
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mingpt_prefix.data.pretraining import is_held_out
 from mingpt_prefix.data.tables import TEXT_FORMAT, Example, Table, linearize, target_text
 from mingpt_prefix.data.text import documents
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.decoding import generate
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
 _WINDOW = 96  # tokens of a piece of text

@@ -11,10 +11,10 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.encoding import encode_prompt
 from mingpt_prefix.data.tables import TEXT_FORMAT, Table
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.decoding import GREEDY, generate_scored
 from mingpt_prefix.errors import TableError
+from mingpt_prefix.generation.decoding import GREEDY, generate_scored
+from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.sampling import Scored
 
 
 class Sentence(NamedTuple):

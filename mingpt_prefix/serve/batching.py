@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate_scored
+from mingpt_prefix.generation.decoding import generate_scored
+from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.sampling import Scored
 
 _GATHERING = 0.005  # seconds for others to arrive with the first
 

@@ -19,7 +19,7 @@ from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import one_line
 from mingpt_prefix.evaluation.tasks import EXAMPLE
-from mingpt_prefix.sampling import Scored
+from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
 from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped
 from mingpt_prefix.serve.models import Voice

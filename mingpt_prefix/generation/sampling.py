@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.generation.kv_cache import KVCache
 
 # Called after every step with the numbers of the prompts that got a token, these tokens, and their
 # log-probabilities. Beam search gives none of the three: nothing is settled before its end. What it

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.kv_cache import KVCache
-from mingpt_prefix.sampling import LogitsProcessor, Scored, Watch
+from mingpt_prefix.generation.kv_cache import KVCache
+from mingpt_prefix.generation.sampling import LogitsProcessor, Scored, Watch
 
 # Lower than any sequence's score: the very number transformers uses, so that sums round alike.
 _NEVER = -1e9

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.beam_search import search_beams
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import ConfigError, PrefixError
-from mingpt_prefix.kv_cache import KVCache
+from mingpt_prefix.generation.beam_search import search_beams
+from mingpt_prefix.generation.kv_cache import KVCache
+from mingpt_prefix.generation.sampling import LogitsProcessor, Scored, Watch, choose_tokens
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.sampling import LogitsProcessor, Scored, Watch, choose_tokens
 
 GREEDY = Decoding()
 _NO_TOKEN = -1
