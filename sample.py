@@ -24,8 +24,7 @@ from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
     from mingpt_prefix.bank.pipeline import BankWriter
-    from mingpt_prefix.evaluation.pipeline import Writer
-    from mingpt_prefix.evaluation.table_to_text import Sentence
+    from mingpt_prefix.evaluation.table_to_text import Pipeline, Sentence
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
@@ -88,7 +87,7 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
     return int(failed)
 
 
-def open_by(config: SampleConfig) -> "Writer | BankWriter":
+def open_by(config: SampleConfig) -> "Pipeline | BankWriter":
     """What writes, by the flags; it is told on stderr."""
     # Imported here, for it brings torch, which takes seconds: bad input is told before.
     if config.bank is not None:
@@ -96,9 +95,9 @@ def open_by(config: SampleConfig) -> "Writer | BankWriter":
 
         writer = open_bank(config)
     else:
-        from mingpt_prefix.evaluation.pipeline import open_writer
+        from mingpt_prefix.evaluation.pipeline import open_pipeline
 
-        writer = open_writer(config)
+        writer = open_pipeline(config)
     print(f"Writing by {writer.origin}.", file=sys.stderr)
     return writer
 

@@ -33,7 +33,7 @@ from mingpt_prefix.data.pretraining import is_held_out
 from mingpt_prefix.data.tables import linearize
 from mingpt_prefix.data.text import documents
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.evaluation.table_to_text import describe, one_line
+from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
 from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
@@ -87,7 +87,8 @@ def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> d
     first, last = writer.prefix.starts[number : number + 2].tolist()
     own = PrefixKV.from_tensor(writer.prefix.kv[:, :, first:last])
     tables, how = [table for table, _ in test], Decoding(max_new_tokens=MOST)
-    by_hand = describe(base, tokenizer, tables, own, how, callee.text_format, placement="infix")
+    pipeline = Pipeline(base, tokenizer, own, callee.text_format, "infix")
+    by_hand = pipeline.write(tables, how)
     references = [texts for _, texts in test]
     return {
         "task": name,

@@ -11,7 +11,7 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.datasets import group_references, load_split
 from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.metrics.scores import score
 from mingpt_prefix.tiny.slots import slot_errors
@@ -82,7 +82,7 @@ def trained(
         )
     has_own_model = config["mode"] == "finetune"
     base = None if has_own_model else model
-    writer = open_writer(SampleConfig(run=folder, model=base, attention=attention))
+    writer = open_pipeline(SampleConfig(run=folder, model=base, attention=attention))
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
     log = RunFolder(folder).read_log()
     return Row(

@@ -32,7 +32,7 @@ from mingpt_prefix.data.tables import TEXT_FORMAT, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import PrefixError
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.evaluation.table_to_text import describe
+from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
 
 TABLE = "name[The Mill], eatType[pub]"
@@ -250,7 +250,8 @@ def test_a_call_of_an_infix_that_was_not_learned_is_the_prefix_chosen_by_hand(
     table, kv = "title[Film 3], year[1903]", load_prefix(folder / "films.safetensors")
     rules = Decoding(max_new_tokens=8)
     tokenizer = load_tokenizer("tiny")
-    by_hand = describe(base, tokenizer, [parse_table(table)], kv, rules, placement="infix")
+    pipeline = Pipeline(base, tokenizer, kv, placement="infix")
+    by_hand = pipeline.write([parse_table(table)], rules)
     code, out, err = call("--prompt", f"<|prefix:films|> {table}")
     assert code == 0 and out == by_hand and out[0]
     assert len(err) == 1 and "the bank prefixes (films, inns) on model" in err[0]

@@ -19,7 +19,7 @@ from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.errors import MingptPrefixError, PrefixError
-from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.model import GPT2
@@ -198,7 +198,7 @@ def test_train_py_goes_on_from_what_peft_trained(
     assert info.training["init_digest"] == rows_digest(prefix)
     assert "init_prefix" not in info.training
     assert not torch.equal(after.kv, prefix.kv)
-    writer = open_writer(SampleConfig(run=Path("run"), model=str(base)))
+    writer = open_pipeline(SampleConfig(run=Path("run"), model=str(base)))
     assert writer.text_format == info.text_format
 
 

@@ -18,7 +18,7 @@ from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import Decoding, ModelConfig
 from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import AdapterError, LoraError
-from mingpt_prefix.evaluation.pipeline import open_writer
+from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.export import convert as export
 from mingpt_prefix.lora import Lora
@@ -103,7 +103,7 @@ def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, c
     flags = ["--run", mode, "--model", str(small_model), *TABLE, "--max-new-tokens", "6"]
     assert sample.main(flags) == 0
     said = capsys.readouterr().out
-    writer = open_writer(SampleConfig(run=Path(mode), model=str(small_model)))
+    writer = open_pipeline(SampleConfig(run=Path(mode), model=str(small_model)))
     table = parse_table(TABLE[1])
     assert writer.write([table], Decoding(max_new_tokens=6)) == [said.rstrip("\n")]
     # The weights that write are the base's with the changes, and the prefix is the run's.

@@ -69,7 +69,7 @@ def voices(folder: Path) -> dict:
 
 
 def expected(voices: dict, ask: dict) -> list[dict]:
-    """What `Writer` says to a request by itself."""
+    """What `Pipeline` says to a request by itself."""
     name = ask.get("model") or (ask.get("prefix", "short") or "frozen")
     rules = {f.name: ask[f.name] for f in dataclasses.fields(Decoding) if f.name in ask}
     rules = Decoding(**{"max_new_tokens": 12} | rules)

@@ -20,7 +20,7 @@ from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.errors import ConfigError, TableError
 from mingpt_prefix.evaluation.pipeline import tokenizer_of, where_computed
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.evaluation.table_to_text import Sentence, write_fitting
+from mingpt_prefix.evaluation.table_to_text import Sentence, check_room, write_each
 from mingpt_prefix.generation.decoding import generate_scored
 from mingpt_prefix.generation.sampling import Scored
 
@@ -50,26 +50,25 @@ class BankWriter:
             ConfigError: for tables without a prompt, where the bank's prefixes do not read them
                 alike, and for a text format that this version does not know.
         """
-        encoded = [self._encode(prompt) for prompt in prompts]
-        names, room = list(self.callees), self.model.config.n_positions - 1
+        names = list(self.callees)
 
-        def write(fitting: list[list[int]], own_seeds: list[int]) -> list[list[Scored]]:
-            ids, first = called_in(fitting, self.model)
-            how = dict(prefix_ids=ids, prefix_from=first, eos=self.tokenizer.eos, seed=own_seeds)
-            return generate_scored(self.model, fitting, self.prefix, decoding, **how)
+        def generate(prompts: list[list[int]], seeds: list[int]) -> list[list[Scored]]:
+            ids, first = called_in(prompts, self.model)
+            how = dict(prefix_ids=ids, prefix_from=first, eos=self.tokenizer.eos, seed=seeds)
+            return generate_scored(self.model, prompts, self.prefix, decoding, **how)
 
         def decode(ids: list[int]) -> str:
             return decode_calls(self.tokenizer, ids, names)
 
-        return write_fitting(encoded, room, seeds, write, decode, "prompt")
+        return write_each(prompts, self._encode, seeds, generate, decode)
 
-    def _encode(self, prompt: str | Table) -> list[int] | TableError:
-        try:
-            if isinstance(prompt, Table):
-                return self.tokenizer.encode(linearize(prompt, self._shared_format()))
-            return encode_call(self.tokenizer, prompt, self.callees)
-        except TableError as error:
-            return error
+    def _encode(self, prompt: str | Table) -> list[int]:
+        if isinstance(prompt, Table):
+            ids = self.tokenizer.encode(linearize(prompt, self._shared_format()))
+        else:
+            ids = encode_call(self.tokenizer, prompt, self.callees)
+        check_room(len(ids), self.model.config.n_positions, "prompt")
+        return ids
 
     def _shared_format(self) -> str:
         formats = {callee.text_format for callee in self.callees.values()}

@@ -1,11 +1,10 @@
-"""From tables to sentences: a model, its tokenizer, and the prefix in front.
+"""Which model and prefix write sentences, by the flags of sample.py.
 
-writer = open_writer(SampleConfig(run=Path("runs/prefix-tiny-1")))
-writer.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+pipeline = open_pipeline(SampleConfig(run=Path("runs/prefix-tiny-1")))
+pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix import tiny
@@ -26,59 +25,16 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
     read_run,
 )
-from mingpt_prefix.config import Decoding
-from mingpt_prefix.data.tables import TEXT_FORMAT, Table
 from mingpt_prefix.data.templates import text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, TableError, printable
+from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, printable
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.evaluation.table_to_text import Sentence, describe_scored
+from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
 
 
-@dataclass(frozen=True)
-class Writer:
-    """What writes sentences; `origin` says in words which model and prefix it is, and why."""
-
-    model: GPT2
-    tokenizer: Tokenizer
-    prefix: PrefixKV | None
-    text_format: str
-    origin: str
-    placement: str = "prefix"
-
-    def write(
-        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
-    ) -> list[str | TableError]:
-        """One line of text a table, the first of those by `write_scored`, or what is wrong."""
-        found = self.write_scored(tables, decoding, seeds)
-        return [said if isinstance(said, TableError) else said[0].text for said in found]
-
-    def write_scored(
-        self, tables: Sequence[Table], decoding: Decoding, seeds: Sequence[int] | None = None
-    ) -> list[list[Sentence] | TableError]:
-        """`decoding.num_return_sequences` sentences a table, or what is wrong with it: one may be
-        too long.
-
-        `seeds` (one a table) are for sampling.
-
-        Raises:
-            ConfigError: for a text format that this version does not know.
-        """
-        return describe_scored(
-            self.model,
-            self.tokenizer,
-            tables,
-            self.prefix,
-            decoding,
-            self.text_format,
-            seeds,
-            self.placement,
-        )
-
-
-def open_writer(config: SampleConfig) -> Writer:
-    """The writer that the flags name; without --run, --prefix and --lora, the newest that fits.
+def open_pipeline(config: SampleConfig) -> Pipeline:
+    """The pipeline that the flags name; without --run, --prefix and --lora, the newest that fits.
 
     That is the newest finished run under runs/, else the embedded model with the prefix shipped
     beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
@@ -107,7 +63,7 @@ def open_writer(config: SampleConfig) -> Writer:
     return _with_prefix(config, tiny.PREFIX, why)
 
 
-def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
+def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
     content, run = read_run(folder), RunFolder(folder)
     if content.get("result") is None:
         resume = f"python train.py --resume {_shown(folder)}"
@@ -127,37 +83,37 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Writer:
     model = _load(config, run.model_folder)
     template = content["config"].get("input_template")
     text_format = text_format_of(str(template or ""))
-    return replace(_writer(model, None, None, f"the model of {called}"), text_format=text_format)
+    return replace(_pipeline(model, None, None, f"the model of {called}"), text_format=text_format)
 
 
-def _with_prefix(config: SampleConfig, file: Path, called: str) -> Writer:
+def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
     kv, info = read_prefix(file)
     with FORMAT.naming(file):
         base = FORMAT.known_base(info, config.model)
     model = _load(config, base)
     with FORMAT.naming(file):
         check_prefix(info, kv, model)
-    return _writer(model, kv, info, f"{called} on {_shown(base)}")
+    return _pipeline(model, kv, info, f"{called} on {_shown(base)}")
 
 
-def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Writer:
+def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Pipeline:
     model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
     called += f" on {_shown(config.model or lora.base)}"
     if prefix is None:
-        return replace(_writer(model, None, None, called), text_format=lora.text_format)
-    return _writer(model, *read_fitting(prefix, model), called)
+        return replace(_pipeline(model, None, None, called), text_format=lora.text_format)
+    return _pipeline(model, *read_fitting(prefix, model), called)
 
 
-def _of_model(config: SampleConfig) -> Writer:
+def _of_model(config: SampleConfig) -> Pipeline:
     model = _load(config, config.model)
     for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), tiny.PREFIX):
         fitting = _read_if_fitting(file, model)
         if fitting is not None:
             called = f"the prefix {_shown(file)} (the newest for this model)"
             kv, info = fitting
-            return _writer(model, kv, info, f"{called} on {_shown(config.model)}")
+            return _pipeline(model, kv, info, f"{called} on {_shown(config.model)}")
     called = f"{_shown(config.model)} without a prefix (none was made for it)"
-    return _writer(model, None, None, called)
+    return _pipeline(model, None, None, called)
 
 
 def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
@@ -188,11 +144,13 @@ def where_computed(model: GPT2) -> str:
     return f"on {model.device} ({dtype}, {model.attention} attention)"
 
 
-def _writer(model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str) -> Writer:
+def _pipeline(
+    model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str
+) -> Pipeline:
     tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
     if info is None:
-        return Writer(model, tokenizer, None, TEXT_FORMAT, origin)
-    return Writer(model, tokenizer, prefix, info.text_format, origin, info.placement)
+        return Pipeline(model, tokenizer, origin=origin)
+    return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)
 
 
 def _shown(name: object) -> str:

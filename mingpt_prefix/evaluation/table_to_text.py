@@ -1,9 +1,11 @@
-"""Sentences for tables: prompts in, decoding, lines of text out.
+"""From tables to sentences: prompts in, generation, lines of text out.
 
-describe(model, load_tokenizer("gpt2"), [parse_table("name[The Mill]")], prefix)
+pipeline = Pipeline(model, load_tokenizer("gpt2"), prefix)
+pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mingpt_prefix.batch import PrefixKV
@@ -24,91 +26,105 @@ class Sentence(NamedTuple):
     score: float
 
 
-def describe(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    tables: Sequence[Table],
-    prefix: PrefixKV | None = None,
-    decoding: Decoding = GREEDY,
-    text_format: str = TEXT_FORMAT,
-    seeds: Sequence[int] | None = None,
-    placement: str = "prefix",
-) -> list[str | TableError]:
-    """One line of text a table, the first of those by `describe_scored`, or what is wrong."""
-    found = describe_scored(
-        model, tokenizer, tables, prefix, decoding, text_format, seeds, placement
-    )
-    return [said if isinstance(said, TableError) else said[0].text for said in found]
+@dataclass(frozen=True)
+class Pipeline:
+    """A model, its tokenizer, and the prefix that it sees; `origin` says which they are, and why.
 
-
-def describe_scored(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    tables: Sequence[Table],
-    prefix: PrefixKV | None = None,
-    decoding: Decoding = GREEDY,
-    text_format: str = TEXT_FORMAT,
-    seeds: Sequence[int] | None = None,
-    placement: str = "prefix",
-) -> list[list[Sentence] | TableError]:
-    """`decoding.num_return_sequences` sentences a table, or what is wrong with it: a table may be
-    too long, or lack a slot that the format's template has a field for.
-
-    `seeds` (one a table) are for sampling; as an infix, the prefix is seen from the separator on.
-
-    Raises:
-        ConfigError: for a text format that this version does not know.
+    As an infix, the prefix is seen from the separator behind the table on.
     """
-    prompts = [_prompt(tokenizer, table, text_format) for table in tables]
-    is_infix = prefix is not None and placement == "infix"
-    rows = 0 if prefix is None or is_infix else int(prefix.lengths[0])
-    room = model.config.n_positions - rows - 1  # for the prompt and one new token
 
-    def write(fitting: list[list[int]], own_seeds: list[int]) -> list[list[Scored]]:
-        return generate_scored(
-            model,
-            fitting,
-            prefix,
-            decoding,
-            prefix_from=[len(prompt) - 1 for prompt in fitting] if is_infix else None,
-            eos=tokenizer.eos,
-            seed=own_seeds,
-        )
+    model: GPT2
+    tokenizer: Tokenizer
+    prefix: PrefixKV | None = None
+    text_format: str = TEXT_FORMAT
+    placement: str = "prefix"
+    origin: str = ""
 
-    return write_fitting(prompts, room, seeds, write, tokenizer.decode)
+    @property
+    def is_infix(self) -> bool:
+        return self.prefix is not None and self.placement == "infix"
+
+    @property
+    def room(self) -> int:
+        """How many tokens have room behind the prefix."""
+        rows = 0 if self.prefix is None or self.is_infix else int(self.prefix.lengths[0])
+        return self.model.config.n_positions - rows
+
+    def prompt(self, table: Table) -> list[int]:
+        """What the model is given for `table`.
+
+        Raises:
+            TableError: if it leaves no room for a new token, or lacks a slot that the text format's
+                template has a field for.
+            ConfigError: for a text format that this version does not know.
+        """
+        prompt = encode_prompt(self.tokenizer, table, self.text_format)
+        check_room(len(prompt), self.room, "table")
+        return prompt
+
+    def write(
+        self,
+        tables: Sequence[Table],
+        decoding: Decoding = GREEDY,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str | TableError]:
+        """One line of text per table, the first of those by `write_scored`, or what is wrong."""
+        found = self.write_scored(tables, decoding, seeds)
+        return [said if isinstance(said, TableError) else said[0].text for said in found]
+
+    def write_scored(
+        self,
+        tables: Sequence[Table],
+        decoding: Decoding = GREEDY,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[Sentence] | TableError]:
+        """`decoding.num_return_sequences` sentences per table, or what is wrong with it.
+
+        `seeds`, one per table, are for sampling. Raises ConfigError as `prompt`.
+        """
+
+        def generate(prompts: list[list[int]], seeds: list[int]) -> list[list[Scored]]:
+            return generate_scored(
+                self.model,
+                prompts,
+                self.prefix,
+                decoding,
+                prefix_from=[len(prompt) - 1 for prompt in prompts] if self.is_infix else None,
+                eos=self.tokenizer.eos,
+                seed=seeds,
+            )
+
+        return write_each(tables, self.prompt, seeds, generate, self.tokenizer.decode)
 
 
-def write_fitting(
-    prompts: Sequence[list[int] | TableError],
-    room: int,
+def write_each(
+    items: Sequence,
+    encode: Callable[..., list[int]],
     seeds: Sequence[int] | None,
-    write: Callable[[list[list[int]], list[int]], list[list[Scored]]],
+    generate: Callable[[list[list[int]], list[int]], list[list[Scored]]],
     decode: Callable[[list[int]], str],
-    what: str = "table",
 ) -> list[list[Sentence] | TableError]:
-    """What `write` gives for the prompts of at most `room` tokens, and their seeds, as lines; for
-    the others what is wrong with the `what`."""
-    fitting = [i for i, p in enumerate(prompts) if isinstance(p, list) and len(p) <= room]
-    own_seeds = [0 if seeds is None else seeds[i] for i in fitting]
-    new = write([prompts[i] for i in fitting], own_seeds)
-    said: dict[int, list[Sentence] | TableError] = {
-        i: [Sentence(one_line(decode(ids)), score) for ids, score in sequences]
-        for i, sequences in zip(fitting, new, strict=True)
-    }
-    for i, prompt in enumerate(prompts):
-        if isinstance(prompt, TableError):
-            said[i] = prompt
-        elif len(prompt) > room:
-            why = f"the {what} has {len(prompt)} tokens, and the model has room for {room}"
-            said[i] = TableError(why, 0)
-    return [said[i] for i in range(len(prompts))]
+    """The lines that `generate` gives for each item's prompt, or the TableError that `encode`
+    raises for it."""
+    said: dict[int, list[Sentence] | TableError] = {}
+    prompts: dict[int, list[int]] = {}
+    for number, item in enumerate(items):
+        try:
+            prompts[number] = encode(item)
+        except TableError as error:
+            said[number] = error
+    own_seeds = [0 if seeds is None else seeds[number] for number in prompts]
+    new = generate(list(prompts.values()), own_seeds)
+    for number, sequences in zip(prompts, new, strict=True):
+        said[number] = [Sentence(one_line(decode(ids)), score) for ids, score in sequences]
+    return [said[number] for number in range(len(items))]
 
 
-def _prompt(tokenizer: Tokenizer, table: Table, text_format: str) -> list[int] | TableError:
-    try:
-        return encode_prompt(tokenizer, table, text_format)
-    except TableError as error:
-        return error
+def check_room(length: int, room: int, what: str) -> None:
+    """Raises TableError unless a prompt of so many tokens leaves room for a new one."""
+    if length >= room:
+        why = f"the {what} has {length} tokens, and the model has room for {room - 1}"
+        raise TableError(why, 0)
 
 
 def one_line(text: str) -> str:

@@ -20,7 +20,7 @@ from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.evaluation.table_to_text import describe, one_line
+from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
 
@@ -106,14 +106,8 @@ class TableTask:
             return Score()
         tables = [table for table, _ in self.dev_tables]
         # A table that leaves no room for a sentence is one said in no words.
-        told = describe(
-            model,
-            self.tokenizer,
-            tables,
-            prefix,
-            text_format=self.text_format,
-            placement=self.placement,
-        )
+        how = (prefix, self.text_format, self.placement)
+        told = Pipeline(model, self.tokenizer, *how).write(tables)
         said = [text if isinstance(text, str) else "" for text in told]
         value = bleu(said, [texts for _, texts in self.dev_tables])
         table, texts = self.dev_tables[0]

@@ -90,7 +90,10 @@ class Service:
 
         def shares() -> list[list[float]]:
             # What chose a token is the query of the one before it.
-            ids, infix = [*ask.prompt, *ask.tokens[:-1]], first if ask.voice.is_infix else None
+            ids, infix = (
+                [*ask.prompt, *ask.tokens[:-1]],
+                first if ask.voice.writer.is_infix else None,
+            )
             found = prefix_shares(writer.model, ids, writer.prefix, prefix_from=infix)
             return found[:, :, first:].mean(1).tolist()
 
@@ -123,7 +126,7 @@ class Service:
             ask.prompt,
             ask.decoding,
             self.prefix_ids.get(ask.voice.name, -1),
-            len(ask.prompt) - 1 if ask.voice.is_infix else None,
+            len(ask.prompt) - 1 if ask.voice.writer.is_infix else None,
             ask.seed,
             None if told is None else on_token,
         )

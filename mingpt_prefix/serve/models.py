@@ -1,9 +1,9 @@
 """What a server can be asked to write by: the frozen model, prefixes on it, fine-tuned models.
 
     voices = open_voices(SampleConfig(run=Path("runs/a"), beside=(Path("runs/b"),)))
-    prompt = voices[0].prompt(parse_table("name[The Mill]"))
+    prompt = voices[0].writer.prompt(parse_table("name[The Mill]"))
 
-The first is what `open_writer` gives for the same flags. All prefixes share one model in memory;
+The first is what `open_pipeline` gives for the same flags. All prefixes share one model in memory;
 each voice is known by a name of its own, which is what a request gives: never a path.
 """
 
@@ -21,11 +21,10 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
     read_run,
 )
-from mingpt_prefix.data.encoding import encode_prompt
-from mingpt_prefix.data.tables import Table
-from mingpt_prefix.errors import ConfigError, TableError, printable
-from mingpt_prefix.evaluation.pipeline import Writer, open_writer
+from mingpt_prefix.errors import ConfigError, printable
+from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import Pipeline
 
 Kind = Literal["frozen", "prefix", "fine-tuned"]
 FROZEN = "frozen"
@@ -37,42 +36,18 @@ class Voice:
 
     name: str
     kind: Kind
-    writer: Writer
-
-    @property
-    def is_infix(self) -> bool:
-        return self.writer.prefix is not None and self.writer.placement == "infix"
-
-    @property
-    def room(self) -> int:
-        """How many tokens have room behind the prefix."""
-        prefix = self.writer.prefix
-        rows = 0 if prefix is None or self.is_infix else int(prefix.lengths[0])
-        return self.writer.model.config.n_positions - rows
-
-    def prompt(self, table: Table) -> list[int]:
-        """What the model is given for `table`.
-
-        Raises:
-            TableError: where it leaves no room for a new token, or lacks a slot that the text
-                format's template has a field for.
-        """
-        prompt = encode_prompt(self.writer.tokenizer, table, self.writer.text_format)
-        if len(prompt) >= self.room:
-            what = f"the table has {len(prompt)} tokens, and the model has room for {self.room - 1}"
-            raise TableError(what, 0)
-        return prompt
+    writer: Pipeline
 
 
 def open_voices(config: SampleConfig) -> list[Voice]:
     """All that the flags name, the first of them first; the frozen model is behind the prefixes.
 
     Raises:
-        MingptPrefixError: as `open_writer`; and where a prefix beside is not of the first's model.
+        MingptPrefixError: as `open_pipeline`; and if a prefix beside is not of the first's model.
     """
     if all(named is None for named in (config.run, config.prefix, config.lora, config.model)):
         config = replace(config, run=newest_finished(RUNS))
-    first = open_writer(config)
+    first = open_pipeline(config)
     tuned, prefixes = [], []
     if config.lora is not None or (config.run is not None and _mode(config.run) != "prefix"):
         tuned.append((_first_name(config), first))
@@ -84,9 +59,9 @@ def open_voices(config: SampleConfig) -> list[Voice]:
         if mode != "prefix":
             # LoRA is on a base that may have to be named; other runs have a model of their own.
             base = config.model if mode in ("lora", "prefix+lora") else None
-            tuned.append((path.resolve().name, open_writer(replace(alone, run=path, model=base))))
+            tuned.append((path.resolve().name, open_pipeline(replace(alone, run=path, model=base))))
         elif LORA_FORMAT.claims(path):
-            tuned.append((_file_name(path), open_writer(replace(alone, lora=path))))
+            tuned.append((_file_name(path), open_pipeline(replace(alone, lora=path))))
         else:
             prefixes.append(_prefix_beside(path, first))
     origin = "the same model without a prefix" if prefixes else first.origin
@@ -123,7 +98,7 @@ def _file_name(file: Path) -> str:
     return file.resolve().parent.name if is_of_run else file.stem
 
 
-def _prefix_beside(path: Path, first: Writer) -> tuple[str, Writer]:
+def _prefix_beside(path: Path, first: Pipeline) -> tuple[str, Pipeline]:
     """The name and the writer of a prefix on the first one's model."""
     is_run = (path / RUN_FILE).exists()
     file = RunFolder(path).prefix_file if is_run else path

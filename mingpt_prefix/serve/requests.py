@@ -87,7 +87,7 @@ def read_ask(
     if stream and (decoding.beams > 1 or decoding.num_return_sequences > 1):
         raise Refusal(400, "a stream is of one sentence, and not of a beam search")
     prompt = _prompt(fields, voice)
-    tokens = _tokens(fields, voice, voice.room - len(prompt))
+    tokens = _tokens(fields, voice, voice.writer.room - len(prompt))
     return Ask(voice, prompt, decoding, seed, stream, tokens)
 
 
@@ -142,7 +142,7 @@ def _prompt(fields: dict, voice: Voice) -> list[int]:
     table = fields["table"]
     try:
         table = parse_table(table) if isinstance(table, str) else table_from_json(table)
-        return voice.prompt(table)
+        return voice.writer.prompt(table)
     except TableError as error:
         raise Refusal(400, f"table: {error}") from None
 
