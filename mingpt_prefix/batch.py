@@ -33,7 +33,7 @@ class PrefixKV:
         """
         if kv.ndim != 5 or kv.shape[1] != 2:
             raise ValueError(f"kv: expected shape (L, 2, P, H, D), got {tuple(kv.shape)}")
-        # Made where it is wanted: copied to a GPU, it would make the host wait.
+        # Made on its device: a copy to a GPU would make the host wait.
         return cls(kv, torch.arange(2, dtype=torch.int32, device=kv.device) * kv.shape[2])
 
     @classmethod
@@ -61,10 +61,10 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where B packed sequences lie, and what prefix each of them sees from which of its tokens on.
+    """Where B packed sequences lie, which prefix each sees, and from which of its tokens on.
 
     seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
-    max_seq_len: the longest sequence, or more.
+    max_seq_len: the length of the longest sequence, or more.
     """
 
     seq_starts: Tensor
@@ -79,7 +79,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B sequences in T tokens, and the M of them that are to be predicted.
+    """B sequences in T tokens, M of which are to be predicted.
 
     tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
     """
@@ -95,8 +95,10 @@ class PackedBatch:
         return len(self.target_tokens)
 
     def with_tail(self, n_tokens: int) -> "PackedBatch":
-        """The same in `n_tokens` tokens, or ValueError: what follows the last sequence counts for
-        nothing."""
+        """The same batch in `n_tokens` tokens; those behind the last sequence have no effect.
+
+        Raises ValueError if it has more tokens.
+        """
         if (more := n_tokens - len(self.tokens)) < 0:
             raise ValueError(f"n_tokens: {n_tokens} for {len(self.tokens)} tokens")
         tokens, positions = (F.pad(each, (0, more)) for each in (self.tokens, self.positions))
@@ -112,10 +114,10 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
+    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others predicted.
 
-    `offset` is added to its positions. Raises ValueError for a context of no tokens: there is
-    nothing that could predict the first target.
+    `offset` is added to its positions. Raises ValueError for a context of no tokens: nothing
+    would predict the first target.
     """
 
     ids: Tensor
@@ -143,7 +145,7 @@ def make_layout(
     """The layout of sequences of these lengths.
 
     `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence. Raises
-    ValueError where they are not one for each sequence.
+    ValueError unless there is one per sequence.
     """
 
     def each(name, values, default):
@@ -160,10 +162,10 @@ def make_layout(
 
 
 def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
-    """Positions (T,) int64: i for a sequence's token i, after its prefix's rows where one is given.
+    """Positions (T,) int64: i for a sequence's token i, behind its prefix's rows if there are any.
 
-    `prefix_lengths` (N,): the rows of each prefix, where prefixes stand in front, as in the paper's
-    code and in PEFT; None where they move no positions (an infix, a called prefix, none at all).
+    `prefix_lengths` (N,): the rows of each prefix, if prefixes stand in front, as in the paper's
+    code and in PEFT; None if they move no positions (an infix, a called prefix, no prefix).
     """
     lengths = layout.seq_starts.diff()
     shift = torch.zeros_like(lengths)
@@ -182,8 +184,8 @@ def pack(
 ) -> PackedBatch:
     """Examples one after the other, behind prefixes of `prefix_length` rows each, or none.
 
-    `prefix_ids` None means prefix 0 for all. As an infix it is seen from the last given token on,
-    and moves no positions, so that with `prefix_ids` its length may be left out.
+    `prefix_ids` None means prefix 0 for all. An infix is seen from the last given token on, and
+    moves no positions, so that its length may be left out if there are `prefix_ids`.
 
     Raises:
         ValueError: for no examples.

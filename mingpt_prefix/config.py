@@ -97,7 +97,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run, resolved: nothing in it is left to be found out later.
+    """The settings of one training run, all resolved.
 
     `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
     all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
@@ -106,10 +106,10 @@ class TrainConfig:
     model. `init_text`: the rows begin as the keys and values of these words; `init` examples: of
     training examples drawn by the seed, as many as fill them. `prefix_dropout` acts
     on the rows, `dropout` on embeddings and residuals when the model itself is trained.
-    `limit_examples` 0 means: all of the training set; else as many, drawn by the seed.
+    `limit_examples` 0 means the whole training set; else so many, drawn by the seed.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
-    window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
+    window, in tokens; `max_steps` 0 means as many as `epochs` has. `grad_checkpoint` trades time
     for memory: activations are computed again in backward. `input_template` spells tables, and
     `text_field` holds the sentences of files of the user's own. `init_prefix` is a prefix file
     whose rows training starts from, `init_digest` the SHA-256 of those. `lora_targets` are the
@@ -228,8 +228,8 @@ def to_json(config) -> dict:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling where there
-    is a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
+    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling if there is
+    a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
     twice, the prompt counted. `num_return_sequences`: of beams the best so many, or samples."""
 
     beams: int = _number("be positive", 1)

@@ -1,11 +1,11 @@
 """GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows before every layer's keys.
 
-The parameters bear GPT-2's own names and its (in, out) weight layout, so that OpenAI's weights load
-by name as they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
+Parameters have GPT-2's own names and its (in, out) layout, so that OpenAI's weights load by name as
+they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
 the width, V the vocabulary.
 
     hidden = model(tokens, positions, layout, prefix)     # (T, C)
-    logits = model.head(hidden[predicting])               # only where a logit is wanted
+    logits = model.head(hidden[predicting])               # only of the tokens that predict
 """
 
 from collections.abc import Callable, Sequence
@@ -78,17 +78,17 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The model. `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
+    """The model. `attention` names the backend of attention: see `mingpt_prefix.kernels`.
 
-    `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
-    `grad_checkpoint`: backward computes each block again, so that only its input is kept till then.
+    `dropout` (of embeddings and residuals, never of attention weights) acts in training mode. With
+    `grad_checkpoint`, backward computes each block again, and only its input is kept until then.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout
         self.grad_checkpoint = False
-        self.name, self.fingerprint = "", ""  # where its weights come from: see `weights`
+        self.name, self.fingerprint = "", ""  # of its weights: see `checkpoints.pretrained`
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -96,7 +96,7 @@ class GPT2(nn.Module):
         self.tied_head = TiedHead()
 
     def initialize(self, seed: int) -> "GPT2":
-        """Fresh weights as GPT-2 draws them: normal, std 0.02; residual projections / sqrt(2 L)."""
+        """Draw fresh weights as GPT-2 does: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(
@@ -111,7 +111,7 @@ class GPT2(nn.Module):
         return self.wte.weight.device
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What goes into the first block, (T, C), for tokens (T,) at positions (T,)."""
+        """The input of the first block, (T, C), for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
     def trunk(self, x: Tensor, attend: Attend) -> Tensor:
@@ -178,8 +178,8 @@ class GPT2(nn.Module):
         for all; -1 none; `prefix_from` None from the start on. Keeps the autograd graph.
 
         Raises:
-            ValueError: where a position passes the model's limit, an id names no prefix, or the
-                prefix has another shape than the model's.
+            ValueError: if a position passes the model's limit, an id names no prefix, or the prefix
+                has another shape than the model's.
         """
         if len(sequences) == 0:
             return []

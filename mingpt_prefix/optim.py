@@ -23,7 +23,7 @@ def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.opt
     """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the blocks' matrices and
     for those of a prefix's rows.
 
-    Weight decay acts on matrices alone. Rates are set by `set_learning_rate`.
+    Weight decay acts only on matrices. `set_learning_rate` sets their rates.
     """
     named = list(trainable.named_parameters())
     by_muon = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
@@ -55,7 +55,7 @@ def _is_for_muon(name: str, parameter: nn.Parameter) -> bool:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Make `lr` the rate of the next step; groups with an `lr_scale` have so many times that."""
+    """Set the rate of the next step to `lr`, times `lr_scale` in groups that have one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
 
@@ -85,10 +85,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone, with Nesterov's momentum and decoupled weight decay.
+    """An optimizer of matrices, with Nesterov's momentum and decoupled weight decay.
 
-    `dtype`: what the matrix products of a step are computed in. Raises ValueError for what is not
-    a matrix.
+    `dtype`: what the matrix products of a step are computed in. Raises ValueError for a
+    parameter that is no matrix.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The prefix: P key/value rows a layer, and how they are learned.
+"""The prefix: P key/value rows per layer, and how they are learned.
 
 Li & Liang (2021), section 4.3: rows optimised directly are unstable, so they are computed from a
 smaller matrix by an MLP while training; only its output is kept.
@@ -21,13 +21,13 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
 
-_DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
+_DIRECT_STD = 0.3  # about that of the MLP's rows at first
 # Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.
 _KEY_LR_SCALE, _VALUE_LR_SCALE = 0.7, 3.0
 
 
 def rows_of(model: GPT2, x: Tensor) -> Tensor:
-    """The keys and values (L, 2, P, H, D) that `model` has for embeddings x (P, C)."""
+    """The keys and values (L, 2, P, H, D) of `model` for embeddings x (P, C)."""
     attend = model.bind_attention(len(x), make_layout([len(x)]).to(x.device), None)
     rows: list[Tensor] = []
 
@@ -40,7 +40,7 @@ def rows_of(model: GPT2, x: Tensor) -> Tensor:
 
 
 def check_length(length: int, config: ModelConfig) -> None:
-    """Raises ConfigError for a length that leaves the model no position, or of no rows."""
+    """Raises ConfigError for no rows, or so many that no position is left."""
     if not 0 < length < config.n_positions:
         most = config.n_positions - 1
         raise ConfigError(f"prefix-length must lie in 1 to {most} for this model, not {length}")
@@ -49,11 +49,11 @@ def check_length(length: int, config: ModelConfig) -> None:
 class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
-    With reparam=False the rows are trained directly, as `rows`: for each layer, for keys and then
-    values, for each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7
-    times the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial
-    values depend on `seed` alone, and no other random state is used; `init_scale` multiplies the
-    last weight's. With `start` (L, 2, P, H, D) the rows begin there, and what is learned is added.
+    With reparam=False the rows are trained directly, as `rows`: for each layer, keys and then
+    values, each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7 times
+    the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial values
+    depend on `seed` alone, and use no other random state; `init_scale` multiplies the last
+    weight's. Rows begin at `start` (L, 2, P, H, D), if given, and what is learned is added to it.
     `dropout` acts on the rows in training mode. Raises ConfigError for sizes that cannot be.
     """
 
@@ -128,7 +128,7 @@ class VirtualTokens(nn.Module):
     """P learned embeddings in front; their rows are the frozen model's keys and values for them.
 
     Li & Liang (2021), section 7.2 ("embedding-only"). They begin as the embeddings of the tokens
-    `ids` (P), or else of tokens drawn by `seed`.
+    `ids` (P), or of tokens drawn by `seed`.
     """
 
     def __init__(self, model: GPT2, length: int, seed: int, ids: Sequence[int] = ()):

@@ -34,16 +34,16 @@ In, Out = TypeVar("In"), TypeVar("Out")
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that the device has been told to take."""
+    """A step that has been begun on the device."""
 
-    said: Tensor  # loss and gradient norm, once they have arrived
+    values: Tensor  # loss and gradient norm, once they have arrived
     arrived: torch.cuda.Event | None = None
 
     def read(self) -> tuple[float, float]:
         """The loss, in nats a token, and the gradient's norm; waits until they are known."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        loss, norm = self.said.tolist()
+        loss, norm = self.values.tolist()
         return loss, norm
 
 

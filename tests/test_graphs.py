@@ -33,7 +33,7 @@ from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.evaluation import training_run as training
 from mingpt_prefix.evaluation.training_run import make_trainer
-from mingpt_prefix.loss import NOT_COUNTED
+from mingpt_prefix.loss import IGNORE_INDEX
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import EagerStep, PendingStep, SummedLoss
 from mingpt_prefix.trainer import Trainer
@@ -88,7 +88,7 @@ def test_a_row_of_numbers_and_back() -> None:
     assert torch.equal(found.layout.seq_starts[:6], batch.layout.seq_starts)
     assert set(found.layout.seq_starts[6:].tolist()) == {len(batch.tokens)}
     assert found.layout.prefix_ids.tolist() == [0] * 5 + [-1] * 3
-    assert set(found.target_tokens[batch.n_targets :].tolist()) == {NOT_COUNTED}
+    assert set(found.target_tokens[batch.n_targets :].tolist()) == {IGNORE_INDEX}
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt_prefix.batch import Layout, PackedBatch
-from mingpt_prefix.loss import NOT_COUNTED
+from mingpt_prefix.loss import IGNORE_INDEX
 
 _PER_OCTAVE = 4  # sizes from one power of two to the next: 12 % of padding on average
 
@@ -63,7 +63,7 @@ class Bucket:
         layout = batch.layout
         parts = (batch.tokens, batch.positions, batch.target_index, batch.target_tokens,
                  layout.seq_starts, layout.prefix_ids, layout.prefix_from)  # fmt: skip
-        fill = (0, 0, 0, NOT_COUNTED, int(layout.seq_starts[-1]), -1, 0)
+        fill = (0, 0, 0, IGNORE_INDEX, int(layout.seq_starts[-1]), -1, 0)
         room = [size - len(part) for size, part in zip(self.sizes, parts, strict=False)]
         if min(room) < 0 or layout.max_seq_len > self.max_seq_len:
             raise ValueError(f"batch: {len(batch.tokens)} tokens do not fit {self}")

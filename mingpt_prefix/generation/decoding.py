@@ -102,13 +102,13 @@ def generate_scored(
     `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all.
     `prefix_from` (B,): the first token of each prompt that sees it, and it moves no positions then;
     None means that it stands in front. `eos`: the model's own end token, another id, or None. A
-    prompt gets fewer than `max_new_tokens`, or none, where `n_positions` leave no room behind
+    prompt gets fewer than `max_new_tokens`, or none, if `n_positions` leave no room behind
     prefix and prompt.
 
     What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
     on the seed, one for all or one for each prompt, and on the prompt; given twice it gets others.
 
-    `watch` is told of every token as it is chosen, see `Watch`.
+    `watch` is called with every token as it is chosen, see `Watch`.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does

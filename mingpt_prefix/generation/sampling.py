@@ -1,8 +1,8 @@
 """Sequences token after token: the likeliest one, or drawn by temperature, top-k and top-p.
 
 A sequence's score is the sum of its tokens' log-probabilities, the end token's among them, in the
-distribution they are chosen from: after bans, temperature, top-k and top-p. So transformers'
-`compute_transition_scores` gives them, normalised.
+distribution they are chosen from: after the rules of `LogitsProcessor`, temperature, top-k and
+top-p. So transformers' `compute_transition_scores` gives them, normalised.
 """
 
 import math
@@ -36,7 +36,12 @@ class Scored(NamedTuple):
 
 
 class LogitsProcessor:
-    """The rules of `decoding` for these prompts; `eos` outside the vocabulary is never banned."""
+    """Which tokens may not come next: rules of transformers' `generate`, for ragged prompts.
+
+    No run of n tokens, of the prompt or generated, is repeated (an end token in the prompt counts
+    as any other), and the end token does not come before a minimum of others. An `eos` outside the
+    vocabulary is never banned.
+    """
 
     def __init__(
         self,
@@ -88,7 +93,7 @@ def choose_tokens(
     """The new tokens of each row in the cache, one sequence for each of its seeds.
 
     `limits` (B,): how many tokens a row's may get; `seeds` (B, n): of what each draws. A sequence
-    ends without an end token where every token is banned.
+    ends without an end token if every token is banned.
     """
     per_row, most = len(seeds[0]), int(limits.max())
     rows = torch.arange(len(limits), device=limits.device).repeat_interleave(per_row)
