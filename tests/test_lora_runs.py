@@ -22,7 +22,7 @@ from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.export import convert as export
 from mingpt_prefix.lora import Lora
-from mingpt_prefix.serve.models import open_voices
+from mingpt_prefix.serve.models import open_models
 
 SHAPE = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 INFO = LoraInfo("tiny", "0a" * 32, 2, 4.0, ["attn.c_attn", "mlp.c_fc"], "text", {"lr": 0.1})
@@ -122,19 +122,19 @@ def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, c
 
 def test_a_server_s_voices(made: Path, small_model: Path) -> None:
     flags = SampleConfig(run=made / "prefix", model=str(small_model), beside=(made / "lora",))
-    voices = open_voices(flags)
+    voices = open_models(flags)
     assert [(v.name, v.kind) for v in voices] == [
         ("prefix", "prefix"), ("frozen", "frozen"), ("lora", "fine-tuned"),
     ]  # fmt: skip
-    (both,) = open_voices(SampleConfig(run=made / "prefix+lora", model=str(small_model)))
-    assert (both.name, both.kind) == ("prefix+lora", "fine-tuned") and both.writer.prefix
+    (both,) = open_models(SampleConfig(run=made / "prefix+lora", model=str(small_model)))
+    assert (both.name, both.kind) == ("prefix+lora", "fine-tuned") and both.pipeline.prefix
     # By their files, which have the name of every run's.
     file = made / "lora" / "lora.safetensors"
-    (alone,) = open_voices(SampleConfig(lora=file, model=str(small_model)))
+    (alone,) = open_models(SampleConfig(lora=file, model=str(small_model)))
     assert (alone.name, alone.kind) == ("lora", "fine-tuned")
-    found = open_voices(dataclasses.replace(flags, beside=(file, made / "prefix+lora")))
+    found = open_models(dataclasses.replace(flags, beside=(file, made / "prefix+lora")))
     assert [v.name for v in found] == ["prefix", "frozen", "lora", "prefix+lora"]
-    assert found[2].writer.model.fingerprint == voices[2].writer.model.fingerprint
+    assert found[2].pipeline.model.fingerprint == voices[2].pipeline.model.fingerprint
 
 
 def test_sample_takes_the_files_of_a_run(made: Path, small_model: Path, capsys, monkeypatch):

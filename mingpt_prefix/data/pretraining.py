@@ -20,6 +20,7 @@ from mingpt_prefix.data.text import documents
 from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import SummedLoss
 
 HELD_OUT_SHARE = 0.01
 _ENCODE_AT_ONCE = 1_000
@@ -97,18 +98,13 @@ def read_corpus(
 
 @torch.inference_mode()
 def bits_per_byte(model: GPT2, held_out: Windows, n_bytes: int, batch_size: int = 16) -> float:
-    """What `model` needs to say `held_out`, end tokens included, in bits per byte of its text.
+    """The loss of `model` on `held_out`, end tokens included, in bits per byte of its text.
 
     Each window is read on its own, so a token sees at most `block_size - 1` before it.
     """
-    nats = 0.0
+    nats, loss = 0.0, SummedLoss(model, autocasts=False)
     for indices in _chunks(range(len(held_out)), batch_size):
-        batch = pack([held_out[i] for i in indices]).to(model.device)
-        hidden = model(batch.tokens, batch.positions, batch.layout)[batch.target_index]
-        losses = torch.nn.functional.cross_entropy(
-            model.head(hidden).float(), batch.target_tokens, reduction="sum"
-        )
-        nats += float(losses)
+        nats += float(loss(pack([held_out[i] for i in indices]).to(model.device)))
     return nats / math.log(2) / n_bytes
 
 

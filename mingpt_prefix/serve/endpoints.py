@@ -22,8 +22,8 @@ from mingpt_prefix.evaluation.tasks import EXAMPLE
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
 from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped
-from mingpt_prefix.serve.models import Voice
-from mingpt_prefix.serve.requests import Ask, Limits, Refusal, read_ask
+from mingpt_prefix.serve.models import ServedModel
+from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_query
 
 _FAILED = "the server failed at this request"
 
@@ -31,20 +31,20 @@ _FAILED = "the server failed at this request"
 class Service:
     """The queues of all models, and what answers by them. `close` ends their threads."""
 
-    def __init__(self, voices: Sequence[Voice], config: SampleConfig, limits: Limits) -> None:
-        self.voices, self.limits = voices, limits
+    def __init__(self, models: Sequence[ServedModel], config: SampleConfig, limits: Limits) -> None:
+        self.models, self.limits = models, limits
         self.defaults, self.seed = config.decoding, config.seed
         self.batchers: dict[int, Batcher] = {}
         self.prefix_ids: dict[str, int] = {}
-        for model in {id(v.writer.model): v.writer.model for v in voices}.values():
-            own = [v for v in voices if v.writer.model is model]
-            with_prefix = [v for v in own if v.writer.prefix is not None]
+        for model in {id(v.pipeline.model): v.pipeline.model for v in models}.values():
+            own = [v for v in models if v.pipeline.model is model]
+            with_prefix = [v for v in own if v.pipeline.prefix is not None]
             self.prefix_ids |= {v.name: number for number, v in enumerate(with_prefix)}
             prefix = None
             if with_prefix:
-                prefix = PrefixKV.pack([v.writer.prefix for v in with_prefix])
+                prefix = PrefixKV.pack([v.pipeline.prefix for v in with_prefix])
                 prefix = prefix.to(model.device, model.wte.weight.dtype)
-            eos = own[0].writer.tokenizer.eos
+            eos = own[0].pipeline.tokenizer.eos
             self.batchers[id(model)] = Batcher(model, prefix, eos, limits.waiting)
 
     def close(self) -> None:
@@ -52,10 +52,10 @@ class Service:
             batcher.close()
 
     async def about(self, _request: Request) -> Response:
-        """Which voices there are, the slots each is used to, and the settings to begin with."""
-        voices = [
-            {"name": v.name, "kind": v.kind, "origin": v.writer.origin, "slots": _slots(v)}
-            for v in self.voices
+        """Which models there are, the slots each is used to, and the settings to begin with."""
+        models = [
+            {"name": v.name, "kind": v.kind, "origin": v.pipeline.origin, "slots": _slots(v)}
+            for v in self.models
         ]
         most = self.limits.new_tokens
         defaults = {
@@ -63,45 +63,45 @@ class Service:
             "temperature": self.defaults.temperature,
             "seed": self.seed,
         }
-        return line({"voices": voices, "defaults": defaults, "most_new_tokens": most})
+        return line({"voices": models, "defaults": defaults, "most_new_tokens": most})
 
     async def generate(self, request: Request) -> Response:
         """Sentences for a table; as a stream, a line for each token and then one for the whole."""
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
-        ask = await self._read(request)
-        if ask.tokens:
+        query = await self._read(request)
+        if query.tokens:
             raise Refusal(400, "tokens are for /attention")
-        if ask.stream:
+        if query.stream:
             told: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
-            job = self._submit(ask.voice, self._job(ask, told))
-            lines = self._lines(ask, job, told, deadline)
+            job = self._submit(query.served, self._job(query, told))
+            lines = self._lines(query, job, told, deadline)
             return StreamingResponse(lines, media_type="application/x-ndjson")
-        job = self._submit(ask.voice, self._job(ask))
-        return line(_answer(ask, await self._result(job, request, deadline)))
+        job = self._submit(query.served, self._job(query))
+        return line(_answer(query, await self._result(job, request, deadline)))
 
     async def attention(self, request: Request) -> Response:
         """(L, N): of N new tokens the share of attention that the prefix got as each was chosen,
         the mean over a layer's heads."""
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
-        ask = await self._read(request)
-        writer, first = ask.voice.writer, len(ask.prompt) - 1
-        if writer.prefix is None or not ask.tokens:
+        query = await self._read(request)
+        pipeline, first = query.served.pipeline, len(query.prompt) - 1
+        if pipeline.prefix is None or not query.tokens:
             raise Refusal(400, "attention is asked for with tokens, of a prefix")
 
         def shares() -> list[list[float]]:
             # What chose a token is the query of the one before it.
             ids, infix = (
-                [*ask.prompt, *ask.tokens[:-1]],
-                first if ask.voice.writer.is_infix else None,
+                [*query.prompt, *query.tokens[:-1]],
+                first if query.served.pipeline.is_infix else None,
             )
-            found = prefix_shares(writer.model, ids, writer.prefix, prefix_from=infix)
+            found = prefix_shares(pipeline.model, ids, pipeline.prefix, prefix_from=infix)
             return found[:, :, first:].mean(1).tolist()
 
-        job = self._submit(ask.voice, Call(shares))
+        job = self._submit(query.served, Call(shares))
         layers = await self._result(job, request, deadline)
-        return line({"by": ask.voice.name, "layers": layers})
+        return line({"by": query.served.name, "layers": layers})
 
-    async def _read(self, request: Request) -> Ask:
+    async def _read(self, request: Request) -> Query:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal(415, "the body must be of content-type application/json")
@@ -114,26 +114,26 @@ class Service:
                         raise Refusal(413, f"the body has more than {most:,} bytes")
         except TimeoutError:
             raise Refusal(408, "the body did not arrive in time") from None
-        return read_ask(bytes(body), self.voices, self.defaults, self.seed, self.limits)
+        return read_query(bytes(body), self.models, self.defaults, self.seed, self.limits)
 
-    def _job(self, ask: Ask, told: asyncio.Queue | None = None) -> Job:
+    def _job(self, query: Query, told: asyncio.Queue | None = None) -> Job:
         loop = asyncio.get_running_loop()
 
         def on_token(token: int, share: float) -> None:
             loop.call_soon_threadsafe(told.put_nowait, (token, share))
 
         return Job(
-            ask.prompt,
-            ask.decoding,
-            self.prefix_ids.get(ask.voice.name, -1),
-            len(ask.prompt) - 1 if ask.voice.writer.is_infix else None,
-            ask.seed,
+            query.prompt,
+            query.decoding,
+            self.prefix_ids.get(query.served.name, -1),
+            len(query.prompt) - 1 if query.served.pipeline.is_infix else None,
+            query.seed,
             None if told is None else on_token,
         )
 
-    def _submit(self, voice: Voice, job: Job | Call) -> Job | Call:
+    def _submit(self, served: ServedModel, job: Job | Call) -> Job | Call:
         try:
-            return self.batchers[id(voice.writer.model)].submit(job)
+            return self.batchers[id(served.pipeline.model)].submit(job)
         except QueueFull:
             raise Refusal(503, "too many requests are waiting; try again later") from None
         except Stopped:
@@ -156,12 +156,12 @@ class Service:
             job.abandon()
 
     async def _lines(
-        self, ask: Ask, job: Job, told: asyncio.Queue, deadline: float
+        self, query: Query, job: Job, told: asyncio.Queue, deadline: float
     ) -> AsyncIterator[bytes]:
         """A line for each token as it comes, and the answer as the last; or what went wrong."""
         answer = asyncio.wrap_future(job.future)
         answer.add_done_callback(lambda _: told.put_nowait(None))
-        tokenizer, pieces = ask.voice.writer.tokenizer, codecs.getincrementaldecoder("utf-8")
+        tokenizer, pieces = query.served.pipeline.tokenizer, codecs.getincrementaldecoder("utf-8")
         decoder, loop = pieces(errors="replace"), asyncio.get_running_loop()
         try:
             while (item := await asyncio.wait_for(told.get(), deadline - loop.time())) is not None:
@@ -170,7 +170,7 @@ class Service:
                 piece = b"" if is_end else tokenizer.encoding.decode_single_token_bytes(token)
                 said = {"token": token, "text": decoder.decode(piece, is_end)}
                 yield _as_line({**said, "probability": math.exp(share), "end": is_end})
-            yield _as_line(_answer(ask, answer.result()))
+            yield _as_line(_answer(query, answer.result()))
         except TimeoutError:
             yield _as_line({"error": "not done in time"})
         except Stopped:
@@ -192,10 +192,10 @@ def _as_line(content: dict) -> bytes:
     return json.dumps(content, allow_nan=False).encode() + b"\n"
 
 
-def _answer(ask: Ask, found: list[Scored]) -> dict:
-    decode = ask.voice.writer.tokenizer.decode
+def _answer(query: Query, found: list[Scored]) -> dict:
+    decode = query.served.pipeline.tokenizer.decode
     sentences = [{"text": one_line(decode(s.ids)), "score": s.score} for s in found]
-    return {"by": ask.voice.name, "sentences": sentences}
+    return {"by": query.served.name, "sentences": sentences}
 
 
 async def _gone(request: Request) -> None:
@@ -204,9 +204,9 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _slots(voice: Voice) -> list[list[str]]:
-    """A table to begin with: an example, or the empty fields of the voice's template."""
-    text_format = voice.writer.text_format
+def _slots(served: ServedModel) -> list[list[str]]:
+    """A table to begin with: an example, or the empty fields of the model's template."""
+    text_format = served.pipeline.text_format
     if text_format.startswith(TEMPLATE_FORMAT):
         return [[name, ""] for name in template_fields(text_format)]
     return [list(slot) for slot in parse_table(EXAMPLE).slots]

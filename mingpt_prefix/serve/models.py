@@ -1,10 +1,10 @@
-"""What a server can be asked to write by: the frozen model, prefixes on it, fine-tuned models.
+"""The models a server answers by: the frozen model, prefixes on it, fine-tuned models.
 
-    voices = open_voices(SampleConfig(run=Path("runs/a"), beside=(Path("runs/b"),)))
-    prompt = voices[0].writer.prompt(parse_table("name[The Mill]"))
+    models = open_models(SampleConfig(run=Path("runs/a"), beside=(Path("runs/b"),)))
+    prompt = models[0].pipeline.prompt(parse_table("name[The Mill]"))
 
 The first is what `open_pipeline` gives for the same flags. All prefixes share one model in memory;
-each voice is known by a name of its own, which is what a request gives: never a path.
+each model is known by a name of its own, which is what a request gives: never a path.
 """
 
 from dataclasses import dataclass, replace
@@ -31,15 +31,15 @@ FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
-class Voice:
-    """A writer by name."""
+class ServedModel:
+    """A pipeline by name."""
 
     name: str
     kind: Kind
-    writer: Pipeline
+    pipeline: Pipeline
 
 
-def open_voices(config: SampleConfig) -> list[Voice]:
+def open_models(config: SampleConfig) -> list[ServedModel]:
     """All that the flags name, the first of them first; the frozen model is behind the prefixes.
 
     Raises:
@@ -71,12 +71,12 @@ def open_voices(config: SampleConfig) -> list[Voice]:
         else [(FROZEN, replace(first, prefix=None, origin=origin))]
     )
     kinds: list[tuple[Kind, list]] = [("prefix", prefixes), (FROZEN, frozen), ("fine-tuned", tuned)]
-    voices: list[Voice] = []
+    models: list[ServedModel] = []
     for kind, found in kinds:
-        for name, writer in found:
-            taken = {FROZEN, *(voice.name for voice in voices)} if kind != FROZEN else ()
-            voices.append(Voice(_free_name(name, taken), kind, writer))
-    return voices
+        for name, pipeline in found:
+            taken = {FROZEN, *(served.name for served in models)} if kind != FROZEN else ()
+            models.append(ServedModel(_free_name(name, taken), kind, pipeline))
+    return models
 
 
 def _mode(folder: Path) -> object:
@@ -99,15 +99,15 @@ def _file_name(file: Path) -> str:
 
 
 def _prefix_beside(path: Path, first: Pipeline) -> tuple[str, Pipeline]:
-    """The name and the writer of a prefix on the first one's model."""
+    """The name and the pipeline of a prefix on the first one's model."""
     is_run = (path / RUN_FILE).exists()
     file = RunFolder(path).prefix_file if is_run else path
     kv, info = read_fitting(file, first.model)
     origin = f"the prefix {shown(file)} on the same model"
-    writer = replace(
+    pipeline = replace(
         first, prefix=kv, text_format=info.text_format, placement=info.placement, origin=origin
     )
-    return path.resolve().name if is_run else _file_name(path), writer
+    return path.resolve().name if is_run else _file_name(path), pipeline
 
 
 def _free_name(name: str, taken: set[str] | tuple[()]) -> str:

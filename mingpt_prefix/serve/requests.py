@@ -1,10 +1,10 @@
 """What a client may ask of the server: JSON, checked to the last field before it is queued.
 
     body = b'{"table": {"name": "The Mill"}, "prefix": "prefix-tiny-1"}'
-    ask = read_ask(body, voices, defaults, seed, limits)
+    query = read_query(body, models, defaults, seed, limits)
 
 `table` is an object, triples, or text as `name[The Mill]`; `prefix` names a prefix, null the frozen
-model, `model` a fine-tuned one in their place; without either it is the first voice. The other
+model, `model` a fine-tuned one in their place; without either it is the first model. The other
 fields are those of `Decoding`, `seed`, and `stream`; `tokens` are those asked about. What is wrong
 is a `Refusal`, with the status it is answered by.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from mingpt_prefix.config import MAX_SEED, Decoding, flag_name
 from mingpt_prefix.data.tables import parse_table, table_from_json
 from mingpt_prefix.errors import ConfigError, TableError, printable
-from mingpt_prefix.serve.models import Voice
+from mingpt_prefix.serve.models import ServedModel
 
 _RULES = {field.name: field.type for field in dataclasses.fields(Decoding)}
 _OTHERS = ("table", "prefix", "model", "seed", "stream", "tokens")
@@ -47,13 +47,13 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Query:
     """A request that can be answered: who writes, after which prompt, and how.
 
     `tokens` are new ones behind the prompt, asked about; empty where some are to be written.
     """
 
-    voice: Voice
+    served: ServedModel
     prompt: list[int]
     decoding: Decoding
     seed: int
@@ -61,9 +61,9 @@ class Ask:
     tokens: list[int]
 
 
-def read_ask(
-    body: bytes, voices: Sequence[Voice], defaults: Decoding, seed: int, limits: Limits
-) -> Ask:
+def read_query(
+    body: bytes, models: Sequence[ServedModel], defaults: Decoding, seed: int, limits: Limits
+) -> Query:
     """The request in `body`; `defaults` and `seed` are for what it does not say.
 
     Raises:
@@ -77,7 +77,7 @@ def read_ask(
         raise Refusal(400, "the body must be a JSON object")
     if unknown := fields.keys() - {*_RULES, *_OTHERS}:
         raise Refusal(400, f"unknown field '{printable(min(unknown))}'")
-    voice = _choose(fields, voices)
+    served = _choose(fields, models)
     decoding = _decoding(fields, defaults, limits)
     seed, stream = fields.get("seed", seed), fields.get("stream", False)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
@@ -86,26 +86,26 @@ def read_ask(
         raise Refusal(400, "stream must be true or false")
     if stream and (decoding.beams > 1 or decoding.num_return_sequences > 1):
         raise Refusal(400, "a stream is of one sentence, and not of a beam search")
-    prompt = _prompt(fields, voice)
-    tokens = _tokens(fields, voice, voice.writer.room - len(prompt))
-    return Ask(voice, prompt, decoding, seed, stream, tokens)
+    prompt = _prompt(fields, served)
+    tokens = _tokens(fields, served, served.pipeline.room - len(prompt))
+    return Query(served, prompt, decoding, seed, stream, tokens)
 
 
-def _choose(fields: dict, voices: Sequence[Voice]) -> Voice:
+def _choose(fields: dict, models: Sequence[ServedModel]) -> ServedModel:
     if "prefix" in fields and "model" in fields:
         raise Refusal(400, "prefix and model exclude each other")
     if "prefix" not in fields and "model" not in fields:
-        return voices[0]
+        return models[0]
     key = "prefix" if "prefix" in fields else "model"
     name, kinds = fields[key], {"prefix": ("prefix",), "model": ("fine-tuned",)}[key]
     if key == "prefix" and name is None:
         name, kinds = "frozen", ("frozen",)
     if not isinstance(name, str):
         raise Refusal(400, f"{key} must be a name")
-    for voice in voices:
-        if voice.kind in kinds and voice.name == name:
-            return voice
-    known = ", ".join(voice.name for voice in voices if voice.kind in kinds) or "none"
+    for served in models:
+        if served.kind in kinds and served.name == name:
+            return served
+    known = ", ".join(served.name for served in models if served.kind in kinds) or "none"
     raise Refusal(404, f"no {key} '{printable(name)}' here; there is: {known}")
 
 
@@ -136,20 +136,20 @@ def _decoding(fields: dict, defaults: Decoding, limits: Limits) -> Decoding:
     return decoding
 
 
-def _prompt(fields: dict, voice: Voice) -> list[int]:
+def _prompt(fields: dict, served: ServedModel) -> list[int]:
     if "table" not in fields:
         raise Refusal(400, "a table is missing")
     table = fields["table"]
     try:
         table = parse_table(table) if isinstance(table, str) else table_from_json(table)
-        return voice.writer.prompt(table)
+        return served.pipeline.prompt(table)
     except TableError as error:
         raise Refusal(400, f"table: {error}") from None
 
 
-def _tokens(fields: dict, voice: Voice, room: int) -> list[int]:
+def _tokens(fields: dict, served: ServedModel, room: int) -> list[int]:
     tokens = fields.get("tokens", [])
-    size = voice.writer.model.config.vocab_size
+    size = served.pipeline.model.config.vocab_size
     if not isinstance(tokens, list) or len(tokens) > room:
         raise Refusal(400, f"tokens must be a list of at most {room} here")
     if not all(type(token) is int and 0 <= token < size for token in tokens):

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from mingpt_prefix.errors import ConfigError, printable
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.serve.models import Voice, open_voices
+from mingpt_prefix.serve.models import ServedModel, open_models
 from mingpt_prefix.serve.requests import Limits, Refusal
 
 try:
@@ -52,16 +52,16 @@ def serve(config: SampleConfig) -> int:
     """Answer requests until SIGINT or SIGTERM; what was begun is finished. Returns exit code 0.
 
     Raises:
-        MingptPrefixError: as `open_voices`, or where the address cannot be listened on.
+        MingptPrefixError: as `open_models`, or where the address cannot be listened on.
     """
     _ = config.decoding  # a flag out of range is told before anything is loaded
     with _listen(config.host, config.port) as listening:
-        voices = open_voices(config)
+        models = open_models(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         where = f"http://{host}:{listening.getsockname()[1]}/"
         server = _Server(
             uvicorn.Config(
-                make_app(voices, config),
+                make_app(models, config),
                 loop="asyncio",
                 http="h11",
                 ws="none",
@@ -72,8 +72,8 @@ def serve(config: SampleConfig) -> int:
         )
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
         before = {n: signal.signal(n, _ignore) for n in (signal.SIGINT, signal.SIGTERM)}
-        print(f"Writing by {voices[0].writer.origin}.", file=sys.stderr)
-        names = ", ".join(voice.name for voice in voices)
+        print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
+        names = ", ".join(served.name for served in models)
         print(f"Serving {names} at {where} until Ctrl-C.", file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listening])
@@ -112,10 +112,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def make_app(
-    voices: Sequence[Voice], config: SampleConfig, limits: Limits | None = None
+    models: Sequence[ServedModel], config: SampleConfig, limits: Limits | None = None
 ) -> Starlette:
-    """The application that answers by these voices; its threads end when it is shut down."""
-    service = Service(voices, config, limits or Limits())
+    """The application that answers by these models; its threads end when it is shut down."""
+    service = Service(models, config, limits or Limits())
     # A page elsewhere could point a name of its own at this machine: let none but ours pass.
     hosts = {*LOOPBACK} if config.host in LOOPBACK else None
 
