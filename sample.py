@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from mingpt_prefix.cli.terminal import parse, run_script
 from mingpt_prefix.data.readers import iter_tables
-from mingpt_prefix.errors import ConfigError, DataError, TableError, printable
+from mingpt_prefix.errors import ConfigError, DataError, TableError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
                 print(line)
         sys.stdout.flush()
     if writer is None:
-        name = printable(config.input or config.prompts, 200)
+        name = shown(config.input or config.prompts)
         raise DataError(f"{name}: no {'tables' if config.prompts is None else 'prompts'} in it")
     return int(failed)
 
@@ -124,7 +124,7 @@ def open_lines(config: SampleConfig) -> Iterator[Iterator[str]]:
     elif source == "-":
         yield read_lines(sys.stdin.buffer, "stdin")
     else:
-        name = printable(source, 200)
+        name = shown(source)
         try:
             file = open(source, "rb")
         except (OSError, ValueError) as error:

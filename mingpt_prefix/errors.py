@@ -65,3 +65,13 @@ def escape(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def shown(path: object) -> str:
+    """A path, or another name, as messages show it."""
+    return printable(str(path), 200)
+
+
+def reason(error: Exception) -> str:
+    """What an error of the operating system or of safetensors says, in one printable line."""
+    return printable(getattr(error, "strerror", None) or str(error), 200)

@@ -28,7 +28,7 @@ from torch import Tensor
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.checkpoints.digest import UNREADABLE, digest_of
 from mingpt_prefix.config import MODELS
-from mingpt_prefix.errors import AdapterError, printable
+from mingpt_prefix.errors import AdapterError, printable, reason, shown
 
 # gpt2-xl with the longest prefix has 0.6 GiB; the metadata are a few hundred bytes.
 FILE_LIMIT, _HEADER_LIMIT = 1 << 30, 1 << 20
@@ -80,13 +80,13 @@ class AdapterFormat:
     @contextlib.contextmanager
     def naming(self, path: Path) -> Iterator[None]:
         """What goes wrong with the file `path`, as `error` that names it."""
-        name = printable(str(path), 200)
+        name = shown(path)
         try:
             yield
         except AdapterError as error:
             raise self.error(f"{name}: {error}") from None
         except SafetensorError as error:
-            raise self.error(f"{name}: damaged: {printable(str(error), 200)}") from None
+            raise self.error(f"{name}: damaged: {reason(error)}") from None
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise self.error(f"{name}: {printable(why, 200)}") from None

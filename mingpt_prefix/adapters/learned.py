@@ -15,7 +15,7 @@ from mingpt_prefix.adapters.prefix_file import read_fitting, rows_digest
 from mingpt_prefix.batch import Encoded, epoch_order
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.errors import ConfigError, PrefixError, printable
+from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.lora import Lora
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens, check_length, rows_of
@@ -75,7 +75,7 @@ def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
     """The rows (L, 2, P, H, D) of the prefix that the run goes on from."""
     kv, _ = read_fitting(Path(config.init_prefix), model)
     if rows_digest(kv) != config.init_digest:
-        name = printable(config.init_prefix, 200)
+        name = shown(config.init_prefix)
         raise PrefixError(f"{name}: the file is not what the run began with")
     return kv.kv.to(model.device)
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from mingpt_prefix.bank.calls import Callee, CallingGPT2, called_in, decode_calls, encode_call
 from mingpt_prefix.bank.store import Bank, known_base, read_bank
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.checkpoints.hf_format import shown
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.tables import Table, linearize
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.errors import ConfigError, TableError, shown
 from mingpt_prefix.evaluation.pipeline import tokenizer_of, where_computed
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Sentence, check_room, write_each

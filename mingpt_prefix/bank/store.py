@@ -30,9 +30,8 @@ from mingpt_prefix.bank.calls import Callee, CallingGPT2
 from mingpt_prefix.bank.calls_file import Call, check_name, forget_call, read_calls
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.checkpoints.atomic_write import remove_parts
-from mingpt_prefix.checkpoints.hf_format import reason, shown
 from mingpt_prefix.cli.terminal import parse, run_script, say
-from mingpt_prefix.errors import ConfigError, PrefixError, printable
+from mingpt_prefix.errors import ConfigError, PrefixError, printable, reason, shown
 from mingpt_prefix.export.convert import learned_file
 from mingpt_prefix.model import GPT2
 

@@ -35,13 +35,12 @@ from mingpt_prefix.call_training.lessons import (
     table_lesson,
 )
 from mingpt_prefix.call_training.losses import Ends, behind_loss, call_loss, right_calls
-from mingpt_prefix.checkpoints.hf_format import shown
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.config import MAX_SEED, flag_name
 from mingpt_prefix.data.datasets import Split, load_split
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.errors import ConfigError, TrainingError
+from mingpt_prefix.errors import ConfigError, TrainingError, shown
 from mingpt_prefix.evaluation.pipeline import tokenizer_of
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import check_positions

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from mingpt_prefix.checkpoints.atomic_write import replace_atomically
 from mingpt_prefix.checkpoints.digest import UNREADABLE, digest_of
-from mingpt_prefix.errors import CheckpointError, printable
+from mingpt_prefix.errors import CheckpointError, printable, shown
 
 KEEP = 2
 _KEY, _DIGEST = "mingpt_prefix", "sha256"
@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         for old in _saved(folder)[:-KEEP]:
             old.unlink()
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{printable(str(path), 200)}: cannot be written: {error}") from None
+        raise CheckpointError(f"{shown(path)}: cannot be written: {error}") from None
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -60,7 +60,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: when all are damaged, naming what is wrong.
     """
-    name = printable(str(folder), 200)
+    name = shown(folder)
     wrong = None
     for path in reversed(_saved(folder)):
         try:

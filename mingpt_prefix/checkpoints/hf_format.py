@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.errors import ConfigError, WeightsError, printable
+from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _TOKENIZER_KEY = "mingpt_prefix_tokenizer"
@@ -196,16 +196,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise WeightsError(f"{shown(path)}: a JSON object is expected")
     return value
-
-
-def reason(error: Exception) -> str:
-    """What an operating system's or safetensors' error says, in one printable line."""
-    return printable(getattr(error, "strerror", None) or str(error), 200)
-
-
-def shown(path: str | Path) -> str:
-    """A path as messages show it."""
-    return printable(str(path), 200)
 
 
 def _value(value: object) -> str:

@@ -28,12 +28,10 @@ from mingpt_prefix.checkpoints.hf_format import (
     listed,
     read_config,
     read_tensors,
-    reason,
-    shown,
     weight_files,
 )
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.errors import ConfigError, WeightsError, printable
+from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
 from mingpt_prefix.model import GPT2
 
 DEVICES = ("cpu", "cuda")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.errors import CheckpointError, printable
+from mingpt_prefix.errors import CheckpointError, shown
 
 try:
     import fcntl
@@ -43,7 +43,7 @@ class RunFolder:
         Raises:
             CheckpointError: when it holds something already, or cannot be written.
         """
-        name = printable(str(path), 200)
+        name = shown(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -72,7 +72,7 @@ class RunFolder:
             lines = run.read_log(step)
             _write(run.log_file, "".join(json.dumps(line) + "\n" for line in lines))
         except OSError as error:
-            raise CheckpointError(f"{printable(str(path), 200)}: {error.strerror}") from None
+            raise CheckpointError(f"{shown(path)}: {error.strerror}") from None
         return run
 
     def lock(self) -> None:
@@ -91,7 +91,7 @@ class RunFolder:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            name = printable(str(self.path), 200)
+            name = shown(self.path)
             raise CheckpointError(f"{name}: another process is training in it") from None
         except OSError:
             pass
@@ -139,7 +139,7 @@ def read_run(folder: Path) -> dict:
         CheckpointError: naming the folder, when there is none, or it is damaged.
     """
     path = Path(folder) / RUN_FILE
-    name = printable(str(path), 200)
+    name = shown(path)
     try:
         if not path.is_file():
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
@@ -187,7 +187,7 @@ def check_origin(folder: Path, origin: dict[str, str]) -> None:
     recorded = read_run(folder)
     for name, digest in origin.items():
         if recorded.get(name, digest) != digest:  # the first format recorded the data alone
-            where, what = printable(str(folder), 200), name.replace("_", " ")
+            where, what = shown(folder), name.replace("_", " ")
             raise CheckpointError(f"{where}: the {what} is not what the run began with")
 
 

@@ -22,7 +22,7 @@ from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, flag_na
 from mingpt_prefix.data.datasets import load_examples
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, printable
+from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, shown
 
 _PREFIX_FLAGS = (
     "prefix_length reparam no_reparam placement depth init_text init init_prefix"
@@ -119,7 +119,7 @@ def _of_prefix(args: TrainArgs, file: str) -> dict:
     for name, value in taken.items():
         if getattr(args, name) not in (None, value):
             given = f"--{flag_name(name)} {getattr(args, name)}"
-            raise ConfigError(f"{given}: the prefix {printable(file, 200)} has {value}")
+            raise ConfigError(f"{given}: the prefix {shown(file)} has {value}")
     taken |= {"init": args.init or "noise", "init_digest": rows_digest(kv)}
     if args.input_template is None and info.text_format.startswith(TEMPLATE_FORMAT):
         taken["input_template"] = info.text_format.removeprefix(TEMPLATE_FORMAT)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tyro
 
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, printable
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
 
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
@@ -68,7 +68,7 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
         return PIPE_CLOSED
     except OSError as error:
         if error.filename is not None:
-            return fail(prog, f"{printable(str(error.filename), 200)}: {error.strerror or error}")
+            return fail(prog, f"{shown(error.filename)}: {error.strerror or error}")
         _drop_output()
         return fail(prog, f"cannot write: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:

@@ -26,7 +26,7 @@ from mingpt_prefix.data.corpora import dart_files, webnlg_files
 from mingpt_prefix.data.parsing import read_bytes
 from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.data.tables import Example, Table, format_table
-from mingpt_prefix.errors import DataError, printable
+from mingpt_prefix.errors import DataError, printable, shown
 
 Split = Literal["train", "dev", "test"]
 
@@ -99,7 +99,7 @@ def e2e_available() -> bool:
 
 def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
     path = Path(source)
-    name = printable(source, 200)
+    name = shown(source)
     try:
         # An empty name would be the current folder.
         if not source or not path.exists():
@@ -151,7 +151,7 @@ def _is_official(data: bytes) -> bool:
 def _e2e_release(url: str) -> bytes:
     """Read the E2E release from the cache, downloading it first where it is missing."""
     path = cache_dir() / _E2E_FILE
-    name = printable(str(path), 200)
+    name = shown(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -164,7 +164,7 @@ def _e2e_release(url: str) -> bytes:
 
 
 def _download(url: str, path: Path) -> bytes:
-    by_hand = f"; or put {printable(url, 200)} at {printable(str(path), 200)} by hand"
+    by_hand = f"; or put {shown(url)} at {shown(path)} by hand"
     try:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(_MAX_DOWNLOAD)
@@ -183,5 +183,5 @@ def _download(url: str, path: Path) -> bytes:
         write_atomically(path, data)
     except OSError as error:
         why = f"{error.strerror or error}; set MINGPT_PREFIX_CACHE to a writable folder"
-        raise DataError(f"{printable(str(path), 200)}: {why}") from None
+        raise DataError(f"{shown(path)}: {why}") from None
     return data

@@ -16,7 +16,7 @@ from pathlib import Path
 from mingpt_prefix.data.corpora import dart_examples, read_webnlg
 from mingpt_prefix.data.parsing import checked_example, decode, not_empty, parse_json, read_bytes
 from mingpt_prefix.data.tables import Example, Table, parse_table, table_from_json
-from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable
+from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable, shown
 
 _TABLE_COLUMNS = ("mr", "ref")
 
@@ -45,7 +45,7 @@ def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
     Raises:
         DataError: naming the file, the line and what is wrong.
     """
-    name = printable(str(path), 200)
+    name = shown(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{name}: the name must end in {', '.join(_READERS)}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mingpt_prefix.data.tokenizer import END_OF_TEXT
-from mingpt_prefix.errors import DataError, printable
+from mingpt_prefix.errors import DataError, shown
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -17,7 +17,7 @@ def documents(path: Path) -> Iterator[str]:
     Raises:
         DataError: naming the file, when it is missing, damaged, not UTF-8, or holds no text.
     """
-    name = printable(str(path), 200)
+    name = shown(path)
     if not path.name.endswith((".txt", ".txt.xz")):
         raise DataError(f"{name}: the name must end in .txt or .txt.xz")
     lines: list[str] = []

@@ -27,7 +27,7 @@ from mingpt_prefix.checkpoints.run_folder import (
 )
 from mingpt_prefix.data.templates import text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, printable
+from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, printable, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
@@ -47,18 +47,18 @@ def open_pipeline(config: SampleConfig) -> Pipeline:
         name = "--prefix" if config.prefix is not None else "--lora"
         raise ConfigError(f"--run and {name} exclude each other")
     if config.lora is not None:
-        called = f"the LoRA {_shown(config.lora)}"
+        called = f"the LoRA {shown(config.lora)}"
         if config.prefix is not None:
-            called = f"the prefix {_shown(config.prefix)} and {called}"
+            called = f"the prefix {shown(config.prefix)} and {called}"
         return _with_lora(config, config.lora, config.prefix, called)
     if config.prefix is not None:
-        return _with_prefix(config, config.prefix, f"the prefix {_shown(config.prefix)}")
+        return _with_prefix(config, config.prefix, f"the prefix {shown(config.prefix)}")
     if config.run is not None:
-        return _of_run(config, config.run, _shown(config.run))
+        return _of_run(config, config.run, shown(config.run))
     if config.model is not None:
         return _of_model(config)
     if (run := newest_finished(RUNS)) is not None:
-        return _of_run(config, run, f"{_shown(run)} (the newest finished run)")
+        return _of_run(config, run, f"{shown(run)} (the newest finished run)")
     why = f"the shipped prefix (no finished run under {RUNS}/)"
     return _with_prefix(config, tiny.PREFIX, why)
 
@@ -66,8 +66,8 @@ def open_pipeline(config: SampleConfig) -> Pipeline:
 def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
     content, run = read_run(folder), RunFolder(folder)
     if content.get("result") is None:
-        resume = f"python train.py --resume {_shown(folder)}"
-        raise CheckpointError(f"{_shown(folder)}: the run has not ended; to go on: {resume}")
+        resume = f"python train.py --resume {shown(folder)}"
+        raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     mode = content["config"].get("mode")
     if mode == "prefix":
         return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
@@ -77,9 +77,9 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
         what = f"the prefix and LoRA of {called}"
         return _with_lora(config, run.lora_file, run.prefix_file, what)
     if mode not in ("finetune", "pretrain"):
-        raise CheckpointError(f"{_shown(folder)}: unknown mode '{printable(str(mode))}'")
+        raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(str(mode))}'")
     if config.model is not None:
-        raise ConfigError(f"--model: {_shown(folder)} is a {mode} run, with a model of its own")
+        raise ConfigError(f"--model: {shown(folder)} is a {mode} run, with a model of its own")
     model = _load(config, run.model_folder)
     template = content["config"].get("input_template")
     text_format = text_format_of(str(template or ""))
@@ -93,12 +93,12 @@ def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
     model = _load(config, base)
     with FORMAT.naming(file):
         check_prefix(info, kv, model)
-    return _pipeline(model, kv, info, f"{called} on {_shown(base)}")
+    return _pipeline(model, kv, info, f"{called} on {shown(base)}")
 
 
 def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Pipeline:
     model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
-    called += f" on {_shown(config.model or lora.base)}"
+    called += f" on {shown(config.model or lora.base)}"
     if prefix is None:
         return replace(_pipeline(model, None, None, called), text_format=lora.text_format)
     return _pipeline(model, *read_fitting(prefix, model), called)
@@ -109,10 +109,10 @@ def _of_model(config: SampleConfig) -> Pipeline:
     for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), tiny.PREFIX):
         fitting = _read_if_fitting(file, model)
         if fitting is not None:
-            called = f"the prefix {_shown(file)} (the newest for this model)"
+            called = f"the prefix {shown(file)} (the newest for this model)"
             kv, info = fitting
-            return _pipeline(model, kv, info, f"{called} on {_shown(config.model)}")
-    called = f"{_shown(config.model)} without a prefix (none was made for it)"
+            return _pipeline(model, kv, info, f"{called} on {shown(config.model)}")
+    called = f"{shown(config.model)} without a prefix (none was made for it)"
     return _pipeline(model, None, None, called)
 
 
@@ -151,7 +151,3 @@ def _pipeline(
     if info is None:
         return Pipeline(model, tokenizer, origin=origin)
     return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)
-
-
-def _shown(name: object) -> str:
-    return printable(str(name), 200)

@@ -27,13 +27,12 @@ from mingpt_prefix.adapters.prefix_file import (
     read_prefix,
     save_prefix,
 )
-from mingpt_prefix.checkpoints.hf_format import shown
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.data.templates import text_format_of
-from mingpt_prefix.errors import CheckpointError, ConfigError
+from mingpt_prefix.errors import CheckpointError, ConfigError, shown
 from mingpt_prefix.export.peft_folder import read_config
 from mingpt_prefix.export.peft_lora import (
     PEFT_TYPE,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mingpt_prefix.adapters.adapter_file import AdapterFormat
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
-from mingpt_prefix.checkpoints.hf_format import read_json, shown
+from mingpt_prefix.checkpoints.hf_format import read_json
 from mingpt_prefix.checkpoints.hub import REPOS
-from mingpt_prefix.errors import printable
+from mingpt_prefix.errors import printable, shown
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = (
     "adapter_config.json",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mingpt_prefix.errors import ConfigError, DataError, printable
+from mingpt_prefix.errors import ConfigError, DataError, printable, shown
 from mingpt_prefix.metrics.caption_metrics import CAPTION_METRICS, caption_scores
 
 METRICS = ("bleu", "nist", *CAPTION_METRICS)
@@ -179,7 +179,7 @@ def read_references(path: Path) -> list[list[str]]:
 
 
 def _read(path: Path) -> str:
-    name = printable(str(path), 200)
+    name = shown(path)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

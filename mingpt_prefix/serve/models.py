@@ -13,7 +13,6 @@ from typing import Literal
 
 from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.adapters.prefix_file import read_fitting
-from mingpt_prefix.checkpoints.hf_format import shown
 from mingpt_prefix.checkpoints.run_folder import (
     RUN_FILE,
     RUNS,
@@ -21,7 +20,7 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
     read_run,
 )
-from mingpt_prefix.errors import ConfigError, printable
+from mingpt_prefix.errors import ConfigError, printable, shown
 from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
