@@ -218,7 +218,7 @@ def test_where_graphs_can_be() -> None:
         dict(depth="embedding"),
     ):
         assert why_not_graphs(replace(config, **other), ALONE)
-    assert make(PREFIX).graphs is None
+    assert isinstance(make(PREFIX).stepper, EagerStep)
 
 
 # The worker
