@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mingpt_prefix.checkpoints.run_folder import config_from_json
+from mingpt_prefix.checkpoints.resuming import config_from_json
 from mingpt_prefix.cli import settings
 from mingpt_prefix.cli.settings import resolve
 from mingpt_prefix.cli.train_args import TrainArgs

@@ -4,6 +4,7 @@ save_checkpoint(run.checkpoints, trainer.step, *run_state(trainer))
 run, changed = resume_run(folder, began_with, trainer)
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +16,32 @@ from mingpt_prefix.accel.environment import changes, surroundings
 from mingpt_prefix.accel.fsdp import cut_like, gathered
 from mingpt_prefix.checkpoints.checkpoint import Checkpoint, load_newest
 from mingpt_prefix.checkpoints.run_folder import RunFolder, check_origin
+from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.errors import CheckpointError
 from mingpt_prefix.trainer import Trainer
 
 Optimizers = list[torch.optim.Optimizer]
+
+
+def config_from_json(saved: object) -> TrainConfig:
+    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
+
+    Raises:
+        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
+    """
+    if not isinstance(saved, dict):
+        raise CheckpointError("run.json: no settings in it")
+    # A setting that is gone, as runs have it that did not use it.
+    saved = {name: value for name, value in saved.items() if (name, value) != ("gated", False)}
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        config = TrainConfig(**values)
+        read = json.loads(json.dumps(to_json(config)))
+    except TypeError as error:
+        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
+    if changed := sorted(name for name in saved if read[name] != saved[name]):
+        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
+    return config
 
 
 def trained_state(trainable: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ newest_finished(RUNS)
 import json
 import os
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
-from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.errors import CheckpointError, shown
+from mingpt_prefix.config import Mode
+from mingpt_prefix.errors import CheckpointError, printable, shown
 
 try:
     import fcntl
@@ -157,25 +159,35 @@ def read_run(folder: Path) -> dict:
     return content
 
 
-def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
+@dataclass(frozen=True)
+class Kept:
+    """What a run has left: a prefix, LoRA, both, or a model of its own; and its template, or ""."""
+
+    mode: str
+    template: str
+    prefix: Path | None = None
+    lora: Path | None = None
+    model: Path | None = None
+
+
+def kept_by(folder: Path) -> Kept:
+    """What the finished run in `folder` has left.
 
     Raises:
-        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
+        CheckpointError: for a run that has not ended, or of an unknown mode; and as `read_run`.
     """
-    if not isinstance(saved, dict):
-        raise CheckpointError("run.json: no settings in it")
-    # A setting that is gone, as runs have it that did not use it.
-    saved = {name: value for name, value in saved.items() if (name, value) != ("gated", False)}
-    try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
-    except TypeError as error:
-        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if changed := sorted(name for name in saved if read[name] != saved[name]):
-        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
-    return config
+    content, run = read_run(folder), RunFolder(folder)
+    mode = str(content["config"].get("mode"))
+    if content.get("result") is None:
+        resume = f"python train.py --resume {shown(folder)}"
+        raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
+    if mode not in get_args(Mode):
+        raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
+    template = str(content["config"].get("input_template") or "")
+    if mode in ("finetune", "pretrain"):
+        return Kept(mode, template, model=run.model_folder)
+    prefix = run.prefix_file if mode != "lora" else None
+    return Kept(mode, template, prefix, run.lora_file if mode != "prefix" else None)
 
 
 def check_origin(folder: Path, origin: dict[str, str]) -> None:

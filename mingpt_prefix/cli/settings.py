@@ -15,7 +15,8 @@ from mingpt_prefix.checkpoints.pretrained import (
     model_folder,
     weights_at_hand,
 )
-from mingpt_prefix.checkpoints.run_folder import config_from_json, read_run
+from mingpt_prefix.checkpoints.resuming import config_from_json
+from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, flag_name

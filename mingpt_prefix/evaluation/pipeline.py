@@ -22,12 +22,12 @@ from mingpt_prefix.checkpoints.run_folder import (
     RUNS,
     RunFolder,
     finished_runs,
+    kept_by,
     newest_finished,
-    read_run,
 )
 from mingpt_prefix.data.templates import text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.errors import CheckpointError, ConfigError, PrefixError, printable, shown
+from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
@@ -64,26 +64,17 @@ def open_pipeline(config: SampleConfig) -> Pipeline:
 
 
 def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
-    content, run = read_run(folder), RunFolder(folder)
-    if content.get("result") is None:
-        resume = f"python train.py --resume {shown(folder)}"
-        raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
-    mode = content["config"].get("mode")
-    if mode == "prefix":
-        return _with_prefix(config, run.prefix_file, f"the prefix of {called}")
-    if mode == "lora":
-        return _with_lora(config, run.lora_file, None, f"LoRA of {called}")
-    if mode == "prefix+lora":
-        what = f"the prefix and LoRA of {called}"
-        return _with_lora(config, run.lora_file, run.prefix_file, what)
-    if mode not in ("finetune", "pretrain"):
-        raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(str(mode))}'")
+    kept = kept_by(folder)
+    if kept.lora is not None:
+        what = "LoRA" if kept.prefix is None else "the prefix and LoRA"
+        return _with_lora(config, kept.lora, kept.prefix, f"{what} of {called}")
+    if kept.prefix is not None:
+        return _with_prefix(config, kept.prefix, f"the prefix of {called}")
     if config.model is not None:
-        raise ConfigError(f"--model: {shown(folder)} is a {mode} run, with a model of its own")
-    model = _load(config, run.model_folder)
-    template = content["config"].get("input_template")
-    text_format = text_format_of(str(template or ""))
-    return replace(_pipeline(model, None, None, f"the model of {called}"), text_format=text_format)
+        what = f"is a {kept.mode} run, with a model of its own"
+        raise ConfigError(f"--model: {shown(folder)} {what}")
+    pipeline = _pipeline(_load(config, kept.model), None, None, f"the model of {called}")
+    return replace(pipeline, text_format=text_format_of(kept.template))
 
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:

@@ -28,7 +28,7 @@ from mingpt_prefix.adapters.prefix_file import (
     save_prefix,
 )
 from mingpt_prefix.checkpoints.pretrained import load_model
-from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
+from mingpt_prefix.checkpoints.run_folder import kept_by
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.data.templates import text_format_of
@@ -75,18 +75,14 @@ def learned_file(source: Path) -> Path:
     """
     if not source.is_dir():
         return source
-    content, run = read_run(source), RunFolder(source)
-    files = {"prefix": run.prefix_file, "lora": run.lora_file}
-    mode = content["config"].get("mode")
-    if mode == "prefix+lora":
+    kept = kept_by(source)
+    if kept.prefix is not None and kept.lora is not None:
         what = "a run of prefix+lora, and other libraries have no adapter that is both"
         raise CheckpointError(f"{shown(source)}: {what}")
-    if mode not in files:
+    if kept.model is not None:
         what = "a run of another mode, which leaves no prefix or LoRA"
         raise CheckpointError(f"{shown(source)}: {what}")
-    if content.get("result") is None:
-        raise CheckpointError(f"{shown(source)}: the run has not ended")
-    return files[mode]
+    return kept.prefix or kept.lora
 
 
 def export(source: Path, to: str, target: Path) -> None:
