@@ -88,8 +88,7 @@ class AdapterFormat:
         except SafetensorError as error:
             raise self.error(f"{name}: damaged: {reason(error)}") from None
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise self.error(f"{name}: {printable(why, 200)}") from None
+            raise self.error(f"{name}: {reason(error)}") from None
 
     def metadata(self, info: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """`info` as the metadata of a safetensors file of `tensors`, which `parse` reads back;
