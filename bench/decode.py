@@ -74,7 +74,7 @@ def measure(args: Args) -> list[dict]:
     data = examples(MODELS[args.model].vocab_size)
     rounds = 2 if args.quick else args.rounds
     wanted = args.batch_size * (rounds + 1)
-    prompts = [e.ids[: e.context].tolist() for e in islice(cycle(data), wanted)]
+    prompts = [e.ids[: e.prompt_length].tolist() for e in islice(cycle(data), wanted)]
     fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
 
     def ours(batch: list[list[int]], beams: int) -> list[list[int]]:

@@ -68,7 +68,7 @@ def pad(examples: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
     rows = [e.ids for e in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    contexts = torch.tensor([e.context for e in examples])
+    contexts = torch.tensor([e.prompt_length for e in examples])
     column = torch.arange(ids.shape[1])
     real = column < lengths[:, None]
     labels = ids.masked_fill(~real | (column < contexts[:, None]), -100)

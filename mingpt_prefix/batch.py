@@ -114,23 +114,24 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others predicted.
+    """One example as tokens: `ids` (T_b,) int, of which the first `prompt_length` are given and the
+    others predicted.
 
-    `offset` is added to its positions. Raises ValueError for a context of no tokens: nothing
+    `offset` is added to its positions. Raises ValueError for a prompt of no tokens: nothing
     would predict the first target.
     """
 
     ids: Tensor
-    context: int
+    prompt_length: int
     offset: int = 0
 
     def __post_init__(self):
-        if not 1 <= self.context <= len(self.ids):
-            raise ValueError(f"context: {self.context} of {len(self.ids)} tokens")
+        if not 1 <= self.prompt_length <= len(self.ids):
+            raise ValueError(f"prompt_length: {self.prompt_length} of {len(self.ids)} tokens")
 
     @property
     def n_targets(self) -> int:
-        return len(self.ids) - self.context
+        return len(self.ids) - self.prompt_length
 
 
 def _offsets(sizes: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def pack(
     ids = prefix_ids
     if ids is None and prefix_length is not None:
         ids = [0] * len(examples)
-    first = [e.context - 1 for e in examples] if placement == "infix" else None
+    first = [e.prompt_length - 1 for e in examples] if placement == "infix" else None
     layout = make_layout(lengths, ids, first)
     in_front = prefix_length is not None and placement == "prefix"
     rows = torch.full((max(ids) + 1,), prefix_length) if in_front else None
@@ -208,7 +209,7 @@ def pack(
     tokens = torch.cat([e.ids for e in examples]).long()
     starts = layout.seq_starts[:-1].tolist()
     each = zip(starts, examples, strict=True)
-    index = torch.cat([torch.arange(s + e.context - 1, s + len(e.ids) - 1) for s, e in each])
+    index = torch.cat([torch.arange(s + e.prompt_length - 1, s + len(e.ids) - 1) for s, e in each])
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1])
 
 

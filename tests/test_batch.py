@@ -110,8 +110,8 @@ def test_examples_become_the_papers_text() -> None:
     assert tokenizer.decode(prompt[:-1]) == " name : The Mill | Type : pub"
     example = encode_example(tokenizer, Example(table, "The Mill is  a pub."))
     ids = example.ids.tolist()
-    assert ids[: example.context] == prompt and ids[-1] == tokenizer.eos
-    assert tokenizer.decode(ids[example.context : -1]) == " The Mill is a pub."
+    assert ids[: example.prompt_length] == prompt and ids[-1] == tokenizer.eos
+    assert tokenizer.decode(ids[example.prompt_length : -1]) == " The Mill is a pub."
     assert example.n_targets == pack([example]).n_targets == len(ids) - len(prompt)
 
 

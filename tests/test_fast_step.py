@@ -83,7 +83,9 @@ def plain_losses(trainer: Trainer, steps: int) -> list[float]:
         ids = nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
         target = torch.full_like(ids, -100)
         for row, example in zip(target, chosen, strict=True):
-            row[example.context - 1 : len(example.ids) - 1] = example.ids[example.context :]
+            row[example.prompt_length - 1 : len(example.ids) - 1] = example.ids[
+                example.prompt_length :
+            ]
         rows = None
         if is_prefix:
             rows = plain_rows(trained, trainer.trainable.shape, trainer.trainable.start)

@@ -114,7 +114,9 @@ def test_logits_loss_and_gradients_are_pefts(shape, dtype, targets, tolerance, t
     (plain,) = model.logits([longest.ids])
     assert (plain - ours).abs().max() > 1e-2
     loss = loss_of(model, lora(), pack([longest]))
-    expected = cross_entropy(theirs[longest.context - 1 : -1], longest.ids[longest.context :])
+    expected = cross_entropy(
+        theirs[longest.prompt_length - 1 : -1], longest.ids[longest.prompt_length :]
+    )
     torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
     loss.backward()
     expected.backward()

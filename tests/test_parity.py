@@ -93,7 +93,7 @@ def padded(examples: Sequence[Encoded]) -> dict[str, Tensor]:
     for row, e in enumerate(examples):
         out["input_ids"][row, : len(e.ids)] = e.ids
         out["attention_mask"][row, : len(e.ids)] = 1
-        out["labels"][row, e.context : len(e.ids)] = e.ids[e.context :]
+        out["labels"][row, e.prompt_length : len(e.ids)] = e.ids[e.prompt_length :]
     return out
 
 

@@ -56,7 +56,7 @@ def test_bad_files(name: str, content: bytes, what: str, tmp_path: Path) -> None
 def test_windows_predict_every_token_once(length: int) -> None:
     stream = np.arange(length, dtype=np.uint16)
     windows = Windows(stream, 32, spread=10)
-    predicted = [int(t) for window in windows for t in window.ids[window.context :]]
+    predicted = [int(t) for window in windows for t in window.ids[window.prompt_length :]]
     assert predicted == list(range(1, length))
     assert all(len(window.ids) <= 32 and 0 <= window.offset <= 10 for window in windows)
     with pytest.raises(IndexError):

@@ -32,10 +32,10 @@ def test_a_task_writes_all_its_tables_in_one_way() -> None:
     drawn = [task.draw() for _ in range(20)]
     assert len({tuple(e.ids.tolist()) for e in drawn}) > 10
     for example in drawn:
-        assert example.ids[example.context - 1] == example.ids[-1] == TOKENIZER.eos
+        assert example.ids[example.prompt_length - 1] == example.ids[-1] == TOKENIZER.eos
         assert len(example.ids) <= LONGEST and example.n_targets > 1
     marks = {name for name in (slot.name for slot in task.domain.slots)}
-    told = " ".join(TOKENIZER.decode(e.ids[: e.context - 1].tolist()) for e in drawn)
+    told = " ".join(TOKENIZER.decode(e.ids[: e.prompt_length - 1].tolist()) for e in drawn)
     assert any(task.style.spell(name) in told for name in marks)
 
 

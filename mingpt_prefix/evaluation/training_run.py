@@ -76,7 +76,7 @@ def _digest(examples: Sequence[Encoded]) -> str:
     """SHA-256 over all ids in order."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(example.context.to_bytes(4, "little"))
+        digest.update(example.prompt_length.to_bytes(4, "little"))
         digest.update(example.ids.numpy().tobytes())
     return digest.hexdigest()
 

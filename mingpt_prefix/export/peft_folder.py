@@ -5,7 +5,7 @@
     with open_weights(folder, form) as file:
         ...
 
-What the two hold is known to `peft_format` (prefixes) and `peft_lora` (LoRA); `form` is that of our
+What the two hold is known to `peft_prefix` (prefixes) and `peft_lora` (LoRA); `form` is that of our
 own file of the same kind, whose metadata are kept in what we write. PEFT is not imported, and
 nothing pickled is read.
 """

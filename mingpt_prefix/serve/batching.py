@@ -63,7 +63,7 @@ class Job:
 
 
 @dataclass(eq=False)
-class Call:
+class FunctionJob:
     """A function to be called in the batcher's thread; its result comes into `future`."""
 
     function: Callable[[], object]
@@ -90,13 +90,13 @@ class Batcher:
     ) -> None:
         self.model, self.prefix, self.eos = model, prefix, eos
         self.most_waiting, self.batch_size = most_waiting, batch_size
-        self._waiting: list[Job | Call] = []
+        self._waiting: list[Job | FunctionJob] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job | Call) -> Job | Call:
+    def submit(self, job: Job | FunctionJob) -> Job | FunctionJob:
         """Put `job` at the end of the queue, and give it back.
 
         Raises:
@@ -129,7 +129,7 @@ class Batcher:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(Stopped())
 
-    def _next(self) -> list[Job] | list[Call]:
+    def _next(self) -> list[Job] | list[FunctionJob]:
         """The next batch, waited for; nothing after `close`."""
         while True:
             with self._changed:
@@ -144,9 +144,9 @@ class Batcher:
             if jobs:
                 return jobs
 
-    def _run(self, jobs: list[Job] | list[Call]) -> None:
+    def _run(self, jobs: list[Job] | list[FunctionJob]) -> None:
         try:
-            if isinstance(jobs[0], Call):
+            if isinstance(jobs[0], FunctionJob):
                 results = [jobs[0].function()]
             else:
                 results = self._decode(jobs)
@@ -182,16 +182,16 @@ class Batcher:
         )
 
 
-def _together(waiting: list[Job | Call], most: int) -> list[Job] | list[Call]:
+def _together(waiting: list[Job | FunctionJob], most: int) -> list[Job] | list[FunctionJob]:
     """The first that waits, and those that can go with it: at most so many sequences.
 
     A prompt that is sampled twice with one seed in a batch would be given different samples, so
     the second one waits.
     """
-    chosen: list[Job | Call] = []
+    chosen: list[Job | FunctionJob] = []
     settings, sampled = None, set()
     for job in waiting:
-        if isinstance(job, Call):
+        if isinstance(job, FunctionJob):
             if not chosen:
                 return [job]
             continue

@@ -21,7 +21,7 @@ from mingpt_prefix.evaluation.table_to_text import one_line
 from mingpt_prefix.evaluation.tasks import EXAMPLE
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
-from mingpt_prefix.serve.batching import Batcher, Call, Job, QueueFull, Stopped
+from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, QueueFull, Stopped
 from mingpt_prefix.serve.models import ServedModel
 from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_query
 
@@ -97,7 +97,7 @@ class Service:
             found = prefix_shares(pipeline.model, ids, pipeline.prefix, prefix_from=infix)
             return found[:, :, first:].mean(1).tolist()
 
-        job = self._submit(query.served, Call(shares))
+        job = self._submit(query.served, FunctionJob(shares))
         layers = await self._result(job, request, deadline)
         return line({"by": query.served.name, "layers": layers})
 
@@ -131,7 +131,7 @@ class Service:
             None if told is None else on_token,
         )
 
-    def _submit(self, served: ServedModel, job: Job | Call) -> Job | Call:
+    def _submit(self, served: ServedModel, job: Job | FunctionJob) -> Job | FunctionJob:
         try:
             return self.batchers[id(served.pipeline.model)].submit(job)
         except QueueFull:
@@ -139,7 +139,7 @@ class Service:
         except Stopped:
             raise Refusal(503, "the server is stopping") from None
 
-    async def _result(self, job: Job | Call, request: Request, deadline: float) -> object:
+    async def _result(self, job: Job | FunctionJob, request: Request, deadline: float) -> object:
         """The job's result, unless time is up or the client goes away before."""
         answer, gone = asyncio.wrap_future(job.future), asyncio.ensure_future(_gone(request))
         left = deadline - asyncio.get_running_loop().time()
