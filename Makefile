@@ -38,6 +38,7 @@ test: setup-dev
 lint: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 format: setup-dev
 	$(PY) -m ruff check --fix .

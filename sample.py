@@ -17,16 +17,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import IO, TYPE_CHECKING
 
-from mingpt_prefix.console import parse, run_script
-from mingpt_prefix.errors import ConfigError, DataError, TableError
-from mingpt_prefix.readers import iter_tables
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import printable
+from mingpt_prefix.cli.terminal import parse, run_script
+from mingpt_prefix.data.readers import iter_tables
+from mingpt_prefix.errors import ConfigError, DataError, TableError, shown
+from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
-    from mingpt_prefix.bank_writer import BankWriter
-    from mingpt_prefix.describe import Sentence
-    from mingpt_prefix.writer import Writer
+    from mingpt_prefix.bank.pipeline import BankWriter
+    from mingpt_prefix.evaluation.table_to_text import Pipeline, Sentence
 
 CHUNK = 64  # tables that are read, written and printed together
 MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
@@ -49,7 +47,7 @@ def run(argv: Sequence[str] | None) -> int:
     if config.serve and config.bank is not None:
         raise ConfigError("--bank goes without --serve")
     if config.serve:
-        from mingpt_prefix.server import serve
+        from mingpt_prefix.serve.server import serve
 
         return serve(config)
     if config.beside:
@@ -84,22 +82,22 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
                 print(line)
         sys.stdout.flush()
     if writer is None:
-        name = printable(config.input or config.prompts, 200)
+        name = shown(config.input or config.prompts)
         raise DataError(f"{name}: no {'tables' if config.prompts is None else 'prompts'} in it")
     return int(failed)
 
 
-def open_by(config: SampleConfig) -> "Writer | BankWriter":
+def open_by(config: SampleConfig) -> "Pipeline | BankWriter":
     """What writes, by the flags; it is told on stderr."""
     # Imported here, for it brings torch, which takes seconds: bad input is told before.
     if config.bank is not None:
-        from mingpt_prefix.bank_writer import open_bank
+        from mingpt_prefix.bank.pipeline import open_bank
 
         writer = open_bank(config)
     else:
-        from mingpt_prefix.writer import open_writer
+        from mingpt_prefix.evaluation.pipeline import open_pipeline
 
-        writer = open_writer(config)
+        writer = open_pipeline(config)
     print(f"Writing by {writer.origin}.", file=sys.stderr)
     return writer
 
@@ -126,7 +124,7 @@ def open_lines(config: SampleConfig) -> Iterator[Iterator[str]]:
     elif source == "-":
         yield read_lines(sys.stdin.buffer, "stdin")
     else:
-        name = printable(source, 200)
+        name = shown(source)
         try:
             file = open(source, "rb")
         except (OSError, ValueError) as error:

@@ -10,46 +10,53 @@ torchrun --nproc-per-node 2 train.py --mode finetune
 
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from mingpt_prefix.checkpoint import save_checkpoint
-from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.console import (
-    parse,
-    run_script,
-    say,
+from mingpt_prefix.accel.cuda_graphs import why_not_graphs
+from mingpt_prefix.accel.distributed import World, join
+from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.accel.fsdp import whole_model
+from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_base
+from mingpt_prefix.checkpoints.resuming import resume_run, run_state
+from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
+from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.cli.progress import (
     say_result,
     stop_signals,
     summary,
     training_bar,
+    warn_of_changes,
 )
-from mingpt_prefix.distributed import World, join
+from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.cli.train_args import TrainArgs
+from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
-from mingpt_prefix.machine import keep_freed_memory, peak_memory
-from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.resuming import go_on
-from mingpt_prefix.runs import RunFolder, next_folder, read_run
-from mingpt_prefix.settings import resolve, resume
-from mingpt_prefix.sharding import whole_model
-from mingpt_prefix.tasks import Task, load_task, origin, save_trained, score_kept
-from mingpt_prefix.train_args import TrainArgs
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_base
+from mingpt_prefix.evaluation.tasks import Task, load_task
+from mingpt_prefix.evaluation.training_run import make_trainer, origin, save_trained, score_kept
+from mingpt_prefix.trainer import Trainer
 
 SAVE_EVERY_S = 300.0
 
 
-def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) -> RunFolder | None:
+def begin(
+    config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task, world: World
+) -> RunFolder | None:
     """A new run's folder, with the score before training; or the old one, where it left off.
 
     None on every rank but the first, which alone writes.
     """
     began_with = origin(task, trainer.model)
     if args.resume:
-        return go_on(args.resume, began_with, trainer)
-    model = whole_model(trainer.model, trainer.world)
-    if not trainer.world.is_main:
+        run, changed = resume_run(args.resume, began_with, trainer, world)
+        if changed and run is not None:
+            warn_of_changes(changed)
+        return run
+    model = whole_model(trainer.model, world)
+    if not world.is_main:
         return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
     content = {"config": to_json(config), **began_with, "result": None}
@@ -62,34 +69,31 @@ def begin(config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task) ->
     return run
 
 
-def train(trainer: Trainer, run: RunFolder | None) -> int:
+def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
-    pending, saved_at, is_due = [], time.monotonic(), False
-
-    def save() -> None:
-        state = trainer.state()  # on all ranks, which may hold parts of it
-        if run is not None:
-            run.log(pending)
-            save_checkpoint(run.checkpoints, trainer.step, *state)
-        pending.clear()
-
+    unlogged, lines, saved_at = deque(), [], time.monotonic()
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
-            pending.append(progress.log_line())
-            show(progress)
+            # All ranks save and stop at one step.
+            number = world.largest(caught[0] if caught else 0)
+            waited = world.largest(time.monotonic() - saved_at > SAVE_EVERY_S)
+            is_due = progress.dev_loss is not None or progress.is_best or bool(waited or number)
+            if is_due:
+                trainer.synchronize()
+            unlogged.append(progress)
+            while len(unlogged) > (0 if is_due else trainer.stepper.lag):
+                show(unlogged[0])
+                lines.append(unlogged.popleft().log_line())
             if progress.is_best:
-                save_trained(trainer, run)
-            # All save and stop at one step.
-            number = trainer.world.largest(caught[0] if caught else 0)
-            waited = trainer.world.largest(time.monotonic() - saved_at > SAVE_EVERY_S)
-            is_due |= progress.dev_loss is not None or progress.is_best or bool(waited or number)
-            if is_due and progress.step < trainer.step:
-                trainer.catch_up()
-            elif is_due:
-                save()
-                saved_at, is_due = time.monotonic(), False
-                if number:
-                    return number
+                save_trained(trainer, run, world)
+            if is_due:
+                state = run_state(trainer, world)  # on all ranks, which may hold parts of it
+                if run is not None:
+                    run.log(lines)
+                    save_checkpoint(run.checkpoints, trainer.step, *state)
+                lines, saved_at = [], time.monotonic()
+            if number:
+                return number
     return 0
 
 
@@ -117,12 +121,13 @@ def run_training(args: TrainArgs, world: World) -> int:
         keep_freed_memory()
     model = load_base(config)
     task = load_task(config, model.config)
-    trainer = Trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
-    say(summary(trainer))
-    run = begin(config, args, trainer, task)
+    trainer = make_trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
+    why_not = "they are not wanted" if not args.graphs else why_not_graphs(config, world)
+    say(summary(trainer, why_not))
+    run = begin(config, args, trainer, task, world)
     started = time.monotonic()
     try:
-        number = train(trainer, run)
+        number = train(trainer, run, world)
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise

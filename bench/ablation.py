@@ -18,7 +18,7 @@ import tyro
 from experiment import TestSet, trained
 from report import ablation_table
 
-from mingpt_prefix.weights import choose_device
+from mingpt_prefix.checkpoints.pretrained import choose_device
 
 WORDS = "summarize the table in one sentence:"
 

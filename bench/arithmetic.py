@@ -24,7 +24,7 @@ def step_flops(
     for example in batch:
         length = len(example.ids)
         linear += 2 * 12 * width**2 * length * layers
-        linear += 2 * width * config.vocab_size * (length - example.context)
+        linear += 2 * width * config.vocab_size * (length - example.prompt_length)
         attention += 2 * 2 * width * length * (length / 2 + rows) * layers
     # Attention has two products and, in backward, four: gradients of both factors of each.
     return linear * (2 if mode == "prefix" else 3) + attention * 3

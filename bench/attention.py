@@ -28,8 +28,8 @@ from e2e_lengths import examples
 from timing import captured, gpu_seconds
 
 from mingpt_prefix import kernels
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.kernels import reference
-from mingpt_prefix.weights import DTYPES, choose_device
 
 CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
 WORK = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # of forward's products

@@ -23,20 +23,20 @@ from bank_tasks import References, films, restaurants, write_films
 from experiment import TRAIN
 from record import begin, finish
 
-from mingpt_prefix.bank import CALLS_FILE, add_prefix
-from mingpt_prefix.bank_writer import BankWriter, open_bank
+from mingpt_prefix.bank.pipeline import BankWriter, open_bank
+from mingpt_prefix.bank.store import CALLS_FILE, add_prefix
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.call_training import teach
+from mingpt_prefix.call_training.teach import teach
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate
-from mingpt_prefix.describe import describe, one_line
-from mingpt_prefix.metrics import bleu
+from mingpt_prefix.data.pretraining import is_held_out
+from mingpt_prefix.data.tables import linearize
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
+from mingpt_prefix.generation.decoding import generate
+from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import is_held_out
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import linearize
-from mingpt_prefix.text import documents
-from mingpt_prefix.weights import load_model
 
 PROSE = Path(__file__).with_name("prose.txt")
 FLAGS = {
@@ -87,7 +87,8 @@ def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> d
     first, last = writer.prefix.starts[number : number + 2].tolist()
     own = PrefixKV.from_tensor(writer.prefix.kv[:, :, first:last])
     tables, how = [table for table, _ in test], Decoding(max_new_tokens=MOST)
-    by_hand = describe(base, tokenizer, tables, own, how, callee.text_format, placement="infix")
+    pipeline = Pipeline(base, tokenizer, own, callee.text_format, "infix")
+    by_hand = pipeline.write(tables, how)
     references = [texts for _, texts in test]
     return {
         "task": name,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from mingpt_prefix.tables import Table
+from mingpt_prefix.data.tables import Table
 from mingpt_prefix.tiny import make_sample
 from mingpt_prefix.tiny.mixture_culture import FILM
 from mingpt_prefix.tiny.mixture_text import describe

@@ -24,10 +24,11 @@ from speed_methods import Args as SpeedArgs
 from speed_methods import base, configure
 from timing import timed
 
+from mingpt_prefix.accel.prepacked_linear import prepack
+from mingpt_prefix.adapters.learned import make_encoder
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.decoding import generate
-from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.weights import DTYPES, choose_device
+from mingpt_prefix.generation.decoding import generate
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def configured(args: Args) -> TrainConfig:
 def measure(args: Args) -> list[dict]:
     config = configured(args)
     own = base(config).requires_grad_(False).eval()
+    prepack(own)
     peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
     with torch.no_grad():
         encoder = make_encoder(config, own).to(own.device)
@@ -72,7 +74,7 @@ def measure(args: Args) -> list[dict]:
     data = examples(MODELS[args.model].vocab_size)
     rounds = 2 if args.quick else args.rounds
     wanted = args.batch_size * (rounds + 1)
-    prompts = [e.ids[: e.context].tolist() for e in islice(cycle(data), wanted)]
+    prompts = [e.ids[: e.prompt_length].tolist() for e in islice(cycle(data), wanted)]
     fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
 
     def ours(batch: list[list[int]], beams: int) -> list[list[int]]:

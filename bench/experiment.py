@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.data import group_references, load_split
+from mingpt_prefix.data.datasets import group_references, load_split
+from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.metrics import score
-from mingpt_prefix.runs import RunFolder, read_run
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import Table
+from mingpt_prefix.evaluation.pipeline import open_pipeline
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.metrics.scores import score
 from mingpt_prefix.tiny.slots import slot_errors
-from mingpt_prefix.writer import open_writer
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-GATED = "gated prefix"
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ def trained(
         )
     has_own_model = config["mode"] == "finetune"
     base = None if has_own_model else model
-    writer = open_writer(SampleConfig(run=folder, model=base, attention=attention))
+    writer = open_pipeline(SampleConfig(run=folder, model=base, attention=attention))
     said = [str(text) for text in writer.write(test.tables, Decoding(beams=beams))]
     log = RunFolder(folder).read_log()
     return Row(
-        method=GATED if config.get("gated") else config["mode"],
+        method=config["mode"],
         seed=config["seed"],
         lr=config["lr"],
         seconds=result["seconds"],

@@ -45,10 +45,10 @@ part() {
 if ! "$PYTHON" -c 'import mingpt_prefix.kernels' 2>/dev/null; then
   ln -s ../kernels mingpt_prefix/kernels
   trap 'rm mingpt_prefix/kernels' EXIT
-  "$PYTHON" -c 'import mingpt_prefix.kernels, mingpt_prefix.training' || exit 1
+  "$PYTHON" -c 'import mingpt_prefix.kernels, mingpt_prefix.trainer' || exit 1
 fi
 
-"$PYTHON" -c 'import torch; from mingpt_prefix.machine import machine_line as line
+"$PYTHON" -c 'import torch; from mingpt_prefix.accel.environment import machine_line as line
 print(line(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'
 
 # pytest-xdist, where it is installed, has the kernels compiled side by side.

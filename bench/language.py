@@ -2,7 +2,7 @@
 
 python bench/language.py --model tiny --data english.txt.xz
 
-About one document in a hundred is held out, by its hash; see mingpt_prefix/pretraining.py.
+About one document in a hundred is held out, by its hash; see mingpt_prefix/data/pretraining.py.
 """
 
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from mingpt_prefix.pretraining import bits_per_byte, read_corpus
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import load_model
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.data.pretraining import bits_per_byte, read_corpus
+from mingpt_prefix.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import transformers
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from mingpt_prefix.accel.cuda_graphs import prefetch
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.graphs import ahead
 from mingpt_prefix.model import GPT2
 
 # PEFT calls transformers in ways that it has deprecated.
@@ -68,7 +68,7 @@ def pad(examples: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
     rows = [e.ids for e in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    contexts = torch.tensor([e.context for e in examples])
+    contexts = torch.tensor([e.prompt_length for e in examples])
     column = torch.arange(ids.shape[1])
     real = column < lengths[:, None]
     labels = ids.masked_fill(~real | (column < contexts[:, None]), -100)
@@ -100,7 +100,7 @@ class Stepper:
         """A step a batch; they are padded and brought to the device by a thread, some ahead."""
         self.model.train()
         device = self.trained[0].device
-        for batch in ahead(lambda examples: pad(examples, device), batches):
+        for batch in prefetch(lambda examples: pad(examples, device), batches):
             self.step(batch)
 
     def step(self, batch: dict[str, Tensor]) -> None:

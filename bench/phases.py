@@ -9,7 +9,7 @@ from unittest import mock
 
 from timing import timed, wait
 
-from mingpt_prefix import step, training
+from mingpt_prefix import step
 
 
 class Phases:
@@ -32,7 +32,7 @@ def shares(run: Callable[[], object]) -> dict[str, float]:
     """Which shares of a step, ours or the peers', are which; the rest is preparation."""
     phases = Phases()
     with ExitStack() as patched:
-        for module in (step, training, sys.modules.get("peers")):
+        for module in (step, sys.modules.get("peers")):
             if module is not None:
                 patched.enter_context(mock.patch.object(module, "record_function", phases))
         run()

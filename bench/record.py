@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mingpt_prefix.machine import machine_line
+from mingpt_prefix.accel.environment import machine_line
 
 
 def begin(script: str, device: torch.device) -> dict:

@@ -13,11 +13,11 @@ from random import Random
 import torch
 import tyro
 
-from mingpt_prefix.tables import Table, linearize
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.data.tables import Table, linearize
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.tiny import mixture_values
 from mingpt_prefix.tiny.mixture_coined import term
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import load_model
 
 _SOURCES = (term, mixture_values.place, mixture_values.person, mixture_values.title)
 

@@ -23,8 +23,8 @@ from speed_methods import OURS, PEERS, Args, check, configure, mode_of
 from speed_workers import Worker
 
 from mingpt_prefix.batch import batches
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.config import MODELS
-from mingpt_prefix.weights import DTYPES, choose_device
 
 
 def measure(args: Args, model: str) -> dict:

@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 
+from mingpt_prefix.accel.cuda_graphs import Captured
 from mingpt_prefix.batch import Encoded
+from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_attention, choose_device
+from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.graphs import Captured, ahead
+from mingpt_prefix.evaluation.training_run import make_trainer
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.recipes import recipe
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import DTYPES, choose_attention, choose_device
+from mingpt_prefix.trainer import Trainer
 
 POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of losses, ours against theirs
@@ -92,9 +93,9 @@ def make_method(
     """Raises ImportError for a peer that is not installed."""
     config = configure(args, model, mode_of(name))
     if name in OURS:
-        trainer = Trainer(config, base(config), data, [], graphs=graphs)
-        captured = None if trainer.graphs is None else trainer.graphs.captured
-        return Method(lambda b: run(trainer, b), trainer.optimizers, captured)
+        trainer = make_trainer(config, base(config), data, [], graphs=graphs)
+        captured = getattr(trainer.stepper, "captured", None)
+        return Method(lambda b: run(trainer, b), trainer.stepper.optimizers, captured)
     import peers
 
     stepper = peers.Stepper(peers.build(base(config), config), config, POSTER_STEPS)
@@ -103,13 +104,9 @@ def make_method(
 
 def run(trainer: Trainer, batches: Sequence[Sequence[Encoded]]) -> None:
     """A step a batch, as `Trainer.steps` takes them."""
-    lr = trainer.config.lr
-    if trainer.graphs is None:
-        for batch in batches:
-            trainer.train_step(batch, lr)
-        return
-    for work in ahead(lambda batch: trainer.graphs.prepare(batch, lr), batches):
-        trainer.graphs.begin(work, seed=0)
+    stepper, lr = trainer.stepper, trainer.config.lr
+    for work in stepper.prefetch(lambda batch: stepper.prepare(batch, lr), batches):
+        stepper.begin(work, seed=0)
 
 
 def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
@@ -130,9 +127,10 @@ def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
         losses[theirs] = float(
             peers.Stepper(peer, config, 1).loss(peers.pad(batch, own.device)).detach()
         )
-        trainer = Trainer(config, own, batch, [])
+        trainer = make_trainer(config, own, batch, [])
         if mode == "prefix":
             trainer.trainable.load_state_dict(peers.prefix_weights(peer))
-        losses[ours] = trainer.train_step(batch, 0.0)
+        stepper = trainer.stepper
+        losses[ours], _ = stepper.begin(stepper.prepare(batch, 0.0), seed=0).read()
         assert abs(losses[ours] - losses[theirs]) < TOLERANCE[config.dtype], losses
     return losses

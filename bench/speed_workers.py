@@ -22,9 +22,9 @@ from phases import shares
 from speed_methods import OURS, POSTER_STEPS, Args, make_method
 from timing import timed
 
+from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.checkpoints.pretrained import choose_device
 from mingpt_prefix.config import MODELS
-from mingpt_prefix.machine import keep_freed_memory, peak_memory
-from mingpt_prefix.weights import choose_device
 
 _PATIENCE_S = 30  # with a process that is to end
 

@@ -5,7 +5,7 @@ python bench/table.py --quick                           # the same in minutes: o
 python bench/table.py --model gpt2 --data e2e --out runs/gpt2 --json bench/results/gpt2.json
 python bench/table.py --data e2e --out runs/e2e --methods prefix finetune --seeds 1 --epochs 0.2
 
-Trains by train.py with its recipes: prefix-tuning, gated prefixes, LoRA, and a prefix with LoRA
+Trains by train.py with its recipes: prefix-tuning, LoRA, and a prefix with LoRA
 once a seed; fine-tuning once at each learning rate, then, at the one with the best dev loss, once
 for each further seed. Test tables are decoded by beam search and scored by all five metrics.
 Finished runs in --out are taken as they are, so a second call goes on where the first ended, or
@@ -21,18 +21,18 @@ from typing import Literal, get_args
 
 import record
 import tyro
-from experiment import GATED, Row, TestSet, trained
+from experiment import Row, TestSet, trained
 from report import methods_table
 
-from mingpt_prefix.batch import encode_example, encode_prompt
-from mingpt_prefix.data import load_split
-from mingpt_prefix.decoding import generate
-from mingpt_prefix.describe import one_line
-from mingpt_prefix.tables import Example, Table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import choose_device, load_model
+from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
+from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.encoding import encode_example, encode_prompt
+from mingpt_prefix.data.tables import Example, Table
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.evaluation.table_to_text import one_line
+from mingpt_prefix.generation.decoding import generate
 
-Method = Literal["frozen", "prefix", "gated prefix", "lora", "prefix+lora", "finetune"]
+Method = Literal["frozen", "prefix", "lora", "prefix+lora", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ class Args:
 
 
 def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = None) -> Row:
-    mode = "prefix" if method == GATED else method
-    flags = ["--mode", mode, "--data", args.data, "--seed", str(seed)]
+    flags = ["--mode", method, "--data", args.data, "--seed", str(seed)]
     flags += ["--attention", args.attention]
-    flags += ["--gated"] if method == GATED else []
     flags += ["--lr", str(lr)] if lr else []
     name = f"{method.replace(' ', '-')}-{seed}-{lr or 'recipe'}"
     name += f"-{args.attention}" if args.attention != "auto" else ""

@@ -29,8 +29,8 @@ from e2e_lengths import examples
 from triton.errors import TritonError
 
 from mingpt_prefix import kernels
+from mingpt_prefix.checkpoints.pretrained import choose_device
 from mingpt_prefix.kernels import blocks
-from mingpt_prefix.weights import choose_device
 
 Choice = tuple[int, int, int, int, int]  # queries, keys, prefix rows, warps, stages
 

@@ -15,15 +15,15 @@ _MODULES = {
     "GPT2": "model",
     "MingptPrefixError": "errors",
     "PrefixKV": "batch",
-    "Scored": "scored",
-    "Table": "tables",
+    "Scored": "generation.sampling",
+    "Table": "data.tables",
     "TableError": "errors",
-    "generate": "decoding",
-    "generate_scored": "decoding",
-    "load_model": "weights",
-    "load_prefix": "prefix_file",
-    "parse_table": "tables",
-    "score": "metrics",
+    "generate": "generation.decoding",
+    "generate_scored": "generation.decoding",
+    "load_model": "checkpoints.pretrained",
+    "load_prefix": "adapters.prefix_file",
+    "parse_table": "data.tables",
+    "score": "metrics.scores",
 }
 __all__ = list(_MODULES)
 

@@ -1,9 +1,8 @@
-"""The plain containers of the data's way: packed sequences without padding, and prefix rows.
+"""What a model is given: packed sequences without padding, and prefix rows.
 
-B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. What
-the numbers of a batch are is decided here and nowhere else: token ids of tables and examples,
-positions, which tokens predict a target, and the exact order of a run's batches as a function of
-(seed, epoch).
+B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. This
+module alone decides positions, which tokens predict a target, and the exact order of a run's
+batches as a function of (seed, epoch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from mingpt_prefix.tables import TEXT_FORMAT, Example, Table, linearize, target_text
-from mingpt_prefix.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class PrefixKV:
         """
         if kv.ndim != 5 or kv.shape[1] != 2:
             raise ValueError(f"kv: expected shape (L, 2, P, H, D), got {tuple(kv.shape)}")
-        # Made where it is wanted: copied to a GPU, it would make the host wait.
+        # Made on its device: a copy to a GPU would make the host wait.
         return cls(kv, torch.arange(2, dtype=torch.int32, device=kv.device) * kv.shape[2])
 
     @classmethod
@@ -65,10 +61,10 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where B packed sequences lie, and what prefix each of them sees from which of its tokens on.
+    """Where B packed sequences lie, which prefix each sees, and from which of its tokens on.
 
     seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
-    max_seq_len: the longest sequence, or more.
+    max_seq_len: the length of the longest sequence, or more.
     """
 
     seq_starts: Tensor
@@ -83,7 +79,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B sequences in T tokens, and the M of them that are to be predicted.
+    """B sequences in T tokens, M of which are to be predicted.
 
     tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
     """
@@ -99,8 +95,10 @@ class PackedBatch:
         return len(self.target_tokens)
 
     def with_tail(self, n_tokens: int) -> "PackedBatch":
-        """The same in `n_tokens` tokens, or ValueError: what follows the last sequence counts for
-        nothing."""
+        """The same batch in `n_tokens` tokens; those behind the last sequence have no effect.
+
+        Raises ValueError if it has more tokens.
+        """
         if (more := n_tokens - len(self.tokens)) < 0:
             raise ValueError(f"n_tokens: {n_tokens} for {len(self.tokens)} tokens")
         tokens, positions = (F.pad(each, (0, more)) for each in (self.tokens, self.positions))
@@ -116,37 +114,24 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` (T_b,) int, the first `context` given, the others to predict.
+    """One example as tokens: `ids` (T_b,) int, of which the first `prompt_length` are given and the
+    others predicted.
 
-    `offset` is added to its positions. Raises ValueError for a context of no tokens: there is
-    nothing that could predict the first target.
+    `offset` is added to its positions. Raises ValueError for a prompt of no tokens: nothing
+    would predict the first target.
     """
 
     ids: Tensor
-    context: int
+    prompt_length: int
     offset: int = 0
 
     def __post_init__(self):
-        if not 1 <= self.context <= len(self.ids):
-            raise ValueError(f"context: {self.context} of {len(self.ids)} tokens")
+        if not 1 <= self.prompt_length <= len(self.ids):
+            raise ValueError(f"prompt_length: {self.prompt_length} of {len(self.ids)} tokens")
 
     @property
     def n_targets(self) -> int:
-        return len(self.ids) - self.context
-
-
-def encode_prompt(tokenizer: Tokenizer, table: Table, text_format: str = TEXT_FORMAT) -> list[int]:
-    """What a model is given to describe `table`: the table's text, then the end token."""
-    return [*tokenizer.encode(linearize(table, text_format)), tokenizer.eos]
-
-
-def encode_example(
-    tokenizer: Tokenizer, example: Example, text_format: str = TEXT_FORMAT
-) -> Encoded:
-    """The prompt of the example's table, then its text and another end token, to be predicted."""
-    prompt = encode_prompt(tokenizer, example.table, text_format)
-    target = tokenizer.encode(target_text(example.text, text_format))
-    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
+        return len(self.ids) - self.prompt_length
 
 
 def _offsets(sizes: Tensor) -> Tensor:
@@ -161,7 +146,7 @@ def make_layout(
     """The layout of sequences of these lengths.
 
     `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence. Raises
-    ValueError where they are not one for each sequence.
+    ValueError unless there is one per sequence.
     """
 
     def each(name, values, default):
@@ -178,10 +163,10 @@ def make_layout(
 
 
 def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
-    """Positions (T,) int64: i for a sequence's token i, after its prefix's rows where one is given.
+    """Positions (T,) int64: i for a sequence's token i, behind its prefix's rows if there are any.
 
-    `prefix_lengths` (N,): the rows of each prefix, where prefixes stand in front, as in the paper's
-    code and in PEFT; None where they move no positions (an infix, a called prefix, none at all).
+    `prefix_lengths` (N,): the rows of each prefix, if prefixes stand in front, as in the paper's
+    code and in PEFT; None if they move no positions (an infix, a called prefix, no prefix).
     """
     lengths = layout.seq_starts.diff()
     shift = torch.zeros_like(lengths)
@@ -200,8 +185,8 @@ def pack(
 ) -> PackedBatch:
     """Examples one after the other, behind prefixes of `prefix_length` rows each, or none.
 
-    `prefix_ids` None means prefix 0 for all. As an infix it is seen from the last given token on,
-    and moves no positions, so that with `prefix_ids` its length may be left out.
+    `prefix_ids` None means prefix 0 for all. An infix is seen from the last given token on, and
+    moves no positions, so that its length may be left out if there are `prefix_ids`.
 
     Raises:
         ValueError: for no examples.
@@ -212,7 +197,7 @@ def pack(
     ids = prefix_ids
     if ids is None and prefix_length is not None:
         ids = [0] * len(examples)
-    first = [e.context - 1 for e in examples] if placement == "infix" else None
+    first = [e.prompt_length - 1 for e in examples] if placement == "infix" else None
     layout = make_layout(lengths, ids, first)
     in_front = prefix_length is not None and placement == "prefix"
     rows = torch.full((max(ids) + 1,), prefix_length) if in_front else None
@@ -224,7 +209,7 @@ def pack(
     tokens = torch.cat([e.ids for e in examples]).long()
     starts = layout.seq_starts[:-1].tolist()
     each = zip(starts, examples, strict=True)
-    index = torch.cat([torch.arange(s + e.context - 1, s + len(e.ids) - 1) for s, e in each])
+    index = torch.cat([torch.arange(s + e.prompt_length - 1, s + len(e.ids) - 1) for s, e in each])
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1])
 
 

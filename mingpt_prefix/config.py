@@ -1,15 +1,14 @@
-"""Settings, as frozen dataclasses: the model's shape, a training run, how tokens are chosen."""
+"""Settings, as frozen dataclasses: the model's shape, a training run, how tokens are chosen.
+
+A field's range stands beside it; what excludes each other is checked when a `TrainConfig` is made.
+"""
 
 import dataclasses
-import json
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal, get_args
 
-from mingpt_prefix.config_checks import check_combinations, check_ranges, flag_name
-from mingpt_prefix.errors import CheckpointError, ConfigError
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.templates import template_format
+from mingpt_prefix.errors import ConfigError
 
 Mode = Literal["prefix", "lora", "prefix+lora", "finetune", "pretrain"]
 Optimizer = Literal["adamw", "muon"]
@@ -20,6 +19,39 @@ Init = Literal["noise", "examples"]
 Target = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 TARGETS: tuple[str, ...] = get_args(Target)
+MAX_SEED = 2**31 - 1
+# What a field's metadata may demand of its value, in the words of the message.
+_RANGES = {
+    "be positive": lambda value: value > 0,
+    "not be negative": lambda value: value >= 0,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "lie in (0, 1]": lambda value: 0 < value <= 1,
+}
+
+
+def _number(range_: str, default: Any = MISSING) -> Any:
+    """A dataclass field whose value, unless it is None, must be finite and in this range."""
+    return field(default=default, metadata={"range": range_})
+
+
+def flag_name(name: str) -> str:
+    """A setting's name as it is written on the command line, without its dashes."""
+    return name.replace("_", "-")
+
+
+def _check(name: str, value: float, range_: str) -> None:
+    if not _RANGES[range_](value):
+        raise ConfigError(f"{flag_name(name)} must {range_}, not {value}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{flag_name(name)} must be finite, not {value}")
+
+
+def check_ranges(settings: Any) -> None:
+    """Raises ConfigError for a number that is outside the range beside its field."""
+    for each in dataclasses.fields(settings):
+        value, range_ = getattr(settings, each.name), each.metadata.get("range")
+        if range_ is not None and value is not None:
+            _check(each.name, value, range_)
 
 
 @dataclass(frozen=True)
@@ -65,7 +97,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run, resolved: nothing in it is left to be found out later.
+    """The settings of one training run, all resolved.
 
     `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
     all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
@@ -74,57 +106,55 @@ class TrainConfig:
     model. `init_text`: the rows begin as the keys and values of these words; `init` examples: of
     training examples drawn by the seed, as many as fill them. `prefix_dropout` acts
     on the rows, `dropout` on embeddings and residuals when the model itself is trained.
-    `limit_examples` 0 means: all of the training set; else as many, drawn by the seed.
+    `limit_examples` 0 means the whole training set; else so many, drawn by the seed.
     `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
     `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
-    window, in tokens; `max_steps` 0 means: as many as `epochs` has. `grad_checkpoint` trades time
+    window, in tokens; `max_steps` 0 means as many as `epochs` has. `grad_checkpoint` trades time
     for memory: activations are computed again in backward. `input_template` spells tables, and
     `text_field` holds the sentences of files of the user's own. `init_prefix` is a prefix file
-    whose rows training starts from, `init_digest` the SHA-256 of those. `gated`: a factor for each
-    layer and head is learned of the prefix's values. `lora_targets` are the weights that LoRA
-    changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out) times `lora_alpha` /
-    `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the peak learning rate of
-    those where a prefix has `lr`; 0: the same.
+    whose rows training starts from, `init_digest` the SHA-256 of those. `lora_targets` are the
+    weights that LoRA changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out)
+    times `lora_alpha` / `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the
+    peak learning rate of those where a prefix has `lr`; 0: the same.
     """
 
     mode: Mode
     model: str
     data: tuple[str, ...]
-    lr: float
-    epochs: float
-    batch_size: int
-    micro_batch_size: int
-    prefix_length: int = 0
+    lr: float = _number("be positive")
+    epochs: float = _number("be positive")
+    batch_size: int = _number("be positive")
+    micro_batch_size: int = _number("be positive")
+    prefix_length: int = _number("not be negative", 0)
     reparam: bool = True
-    mid_dim: int = 512
-    init_scale: float = 1.0
+    mid_dim: int = _number("be positive", 512)
+    init_scale: float = _number("be positive", 1.0)
     placement: Placement = "prefix"
     depth: Depth = "all"
     init_text: str = ""
     init: Init = "noise"
     init_prefix: str = ""
     init_digest: str = ""
-    prefix_dropout: float = 0.0
-    gated: bool = False
-    lora_rank: int = 0
-    lora_alpha: float = 0.0
+    prefix_dropout: float = _number("lie in [0, 1)", 0.0)
+    lora_rank: int = _number("not be negative", 0)
+    lora_alpha: float = _number("not be negative", 0.0)
     lora_targets: tuple[str, ...] = ()
-    lora_dropout: float = 0.0
-    lora_lr: float = 0.0
-    dropout: float = 0.0
+    lora_dropout: float = _number("lie in [0, 1)", 0.0)
+    lora_lr: float = _number("not be negative", 0.0)
+    dropout: float = _number("lie in [0, 1)", 0.0)
     optimizer: Optimizer = "adamw"
-    weight_decay: float = 0.0
+    weight_decay: float = _number("not be negative", 0.0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    warmup: float = 0.0
-    max_steps: int = 0
-    limit_examples: int = 0
-    evals: int = 5
-    block_size: int = 256
+    clip: float = _number("be positive", 1.0)
+    warmup: float = _number("lie in [0, 1)", 0.0)
+    max_steps: int = _number("not be negative", 0)
+    limit_examples: int = _number("not be negative", 0)
+    evals: int = _number("be positive", 5)
+    block_size: int = _number("be positive", 256)
     grad_checkpoint: bool = False
     input_template: str = ""
     text_field: str = ""
-    seed: int = 0
+    seed: int = _number("not be negative", 0)
     device: str = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"
     attention: str = "reference"
@@ -143,8 +173,33 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
         if unknown := set(self.lora_targets) - set(TARGETS):
             raise ConfigError(f"unknown lora-targets: {sorted(map(str, unknown))}")
+        self._check_sizes()
         check_ranges(self)
-        check_combinations(self)
+        self._check_combinations()
+
+    def _check_sizes(self) -> None:
+        needed = ["prefix_length"] if self.has_prefix else []
+        for name in needed + (["lora_rank", "lora_alpha"] if self.has_lora else []):
+            _check(name, getattr(self, name), "be positive")
+        if self.epochs > 1e6:
+            raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
+
+    def _check_combinations(self) -> None:
+        by_mlp = self.is_frozen and (self.reparam or not self.has_prefix)
+        if self.optimizer == "muon" and by_mlp:
+            what = "of a prefix, those of --no-reparam"
+            raise ConfigError(f"--optimizer muon is for matrices: {what}")
+        if self.init_prefix and (self.init_text or self.init != "noise" or self.depth != "all"):
+            raise ConfigError("--init-prefix goes with none of --init, --init-text and --depth")
+        if self.depth == "embedding" and self.has_lora:
+            what = "LoRA changes what rows it has"
+            raise ConfigError(f"--depth embedding is for --mode prefix: {what}")
+        if self.mode == "pretrain" and (self.input_template or self.text_field):
+            raise ConfigError("--input-template and --text-field are for tables, not for pretrain")
+        if self.has_lora and len(set(self.lora_targets)) != (len(self.lora_targets) or None):
+            raise ConfigError("--lora-targets must name weights, each once")
 
     @property
     def has_prefix(self) -> bool:
@@ -159,11 +214,6 @@ class TrainConfig:
         """Whether the model's own weights stay as they are."""
         return self.has_prefix or self.has_lora
 
-    @property
-    def text_format(self) -> str:
-        """The name of the text format that tables are spelled in."""
-        return template_format(self.input_template) if self.input_template else TEXT_FORMAT
-
     def learning_settings(self) -> dict:
         """What shaped the weights learned, without names of folders, devices or files."""
         skip = "model data device attention evals block_size grad_checkpoint init_prefix".split()
@@ -176,54 +226,28 @@ def to_json(config) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def config_from_json(saved: object) -> TrainConfig:
-    """A `TrainConfig` as run.json holds it; a setting that came later has its default.
-
-    Raises:
-        CheckpointError: when settings are unknown, of the wrong type, or missing without a default.
-    """
-    if not isinstance(saved, dict):
-        raise CheckpointError("run.json: no settings in it")
-    try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
-    except TypeError as error:
-        raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
-    if changed := sorted(name for name in saved if read[name] != saved[name]):
-        raise CheckpointError(f"run.json: not a run's setting: {', '.join(changed)}")
-    return config
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling where there
-    is a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
+    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling if there is
+    a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
     twice, the prompt counted. `num_return_sequences`: of beams the best so many, or samples."""
 
-    beams: int = 1
-    max_new_tokens: int = 100
+    beams: int = _number("be positive", 1)
+    max_new_tokens: int = _number("be positive", 100)
     length_penalty: float = 1.0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    no_repeat_ngram_size: int = 0
+    temperature: float | None = _number("be positive", None)
+    top_k: int | None = _number("be positive", None)
+    top_p: float | None = _number("lie in (0, 1]", None)
+    no_repeat_ngram_size: int = _number("not be negative", 0)
     min_new_tokens: int = 0
-    num_return_sequences: int = 1
+    num_return_sequences: int = _number("be positive", 1)
 
     def __post_init__(self):
-        for name in ("beams", "max_new_tokens", "temperature", "top_k", "num_return_sequences"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{flag_name(name)} must be positive, not {value}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p must lie in (0, 1], not {self.top_p}")
+        check_ranges(self)
         if not math.isfinite(self.length_penalty):
             raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
         if self.beams > 1 and self.samples:
             raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
-        if self.no_repeat_ngram_size < 0:
-            raise ConfigError(f"no-repeat-ngram-size is negative: {self.no_repeat_ngram_size}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError("min-new-tokens must lie in [0, max-new-tokens]")
         if self.num_return_sequences > self.beams and not self.samples:

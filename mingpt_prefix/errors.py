@@ -1,4 +1,8 @@
-"""The errors a user can mend: scripts print the one-line message and exit with code 2."""
+"""The errors a user can mend, and foreign text in their messages.
+
+Scripts print the one-line message and exit with code 2. Text from files, flags and other people's
+libraries is shown through `printable`: short, on one line, with nothing that a terminal acts on.
+"""
 
 
 class MingptPrefixError(ValueError):
@@ -47,3 +51,27 @@ class ConfigError(MingptPrefixError):
 
 class TrainingError(MingptPrefixError):
     """A training run that cannot go on."""
+
+
+def printable(text: str, limit: int = 40) -> str:
+    """Cut foreign text to `limit` characters, with what a terminal cannot show escaped."""
+    shown = escape(text[:limit])
+    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
+
+
+def escape(text: str) -> str:
+    """Text with each character that cannot be shown as its escape, `\\n` for a line end."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def shown(path: object) -> str:
+    """A path, or another name, as messages show it."""
+    return printable(str(path), 200)
+
+
+def reason(error: Exception) -> str:
+    """What an error of the operating system or of safetensors says, in one printable line."""
+    return printable(getattr(error, "strerror", None) or str(error), 200)

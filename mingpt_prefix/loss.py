@@ -1,10 +1,10 @@
-"""Cross-entropy of logits that nobody needs afterwards.
+"""Cross-entropy of logits that are not needed afterwards.
 
     loss = summed_cross_entropy(model.head(hidden), targets)
 
 GPT-2's logits of a batch's targets are some 50 MB. On a CPU torch's cross-entropy and its gradient
-write four more arrays of that size, which cost more than the arithmetic: here what the gradient
-needs takes the logits' own place, as in Liger-Kernel (Hsu et al. 2024). On a GPU torch's is used.
+write four more arrays of that size, which cost more than the arithmetic: here the gradient
+overwrites the logits, as in Liger-Kernel (Hsu et al. 2024). On a GPU torch's own is used.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-NOT_COUNTED = -100  # a target that is left out
+IGNORE_INDEX = -100  # a target that is left out
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """In nats, summed over the targets (M,) but those NOT_COUNTED; logits (M, V) are overwritten.
+    """The sum in nats over targets (M,) other than IGNORE_INDEX; logits (M, V) are overwritten.
 
     Sums are in float32 at least.
     """
@@ -29,7 +29,7 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class _InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        counts = targets != NOT_COUNTED
+        counts = targets != IGNORE_INDEX
         index = targets.where(counts, 0)[:, None]  # (M, 1)
         said = logits.gather(1, index)
         top, where_top = logits.max(1, keepdim=True)

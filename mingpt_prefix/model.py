@@ -1,17 +1,14 @@
 """GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows before every layer's keys.
 
-The parameters bear GPT-2's own names and its (in, out) weight layout, so that OpenAI's weights load
-by name as they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
+Parameters have GPT-2's own names and its (in, out) layout, so that OpenAI's weights load by name as
+they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
 the width, V the vocabulary.
 
     hidden = model(tokens, positions, layout, prefix)     # (T, C)
-    logits = model.head(hidden[predicting])               # only where a logit is wanted
+    logits = model.head(hidden[predicting])               # only of the tokens that predict
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from mingpt_prefix import kernels
 from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
 from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.low_rank import Change, LowRank
-
-if TYPE_CHECKING:
-    from mingpt_prefix.packed import PackedWeight
 
 # Attention of one layer: (layer, qkv (T, 3, H, D)) -> (T, H, D).
 Attend = Callable[[int, Tensor], Tensor]
-Changes = Mapping[str, Change]  # of a block's weights, by their names in it
 
 
 class Conv1D(nn.Module):
@@ -38,14 +30,16 @@ class Conv1D(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
-        self.packed: PackedWeight | None = None
 
-    def forward(self, x: Tensor, change: Change | None = None) -> Tensor:
-        if self.packed is not None and self.packed.fits(self.weight, x):
-            y = self.packed(x, self.bias)
-        else:
-            y = torch.addmm(self.bias, x, self.weight)
-        return y if change is None else change.added_to(y, x, self.training)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class TiedHead(nn.Module):
+    """The vocabulary head, whose weight (V, C) is the token embedding's."""
+
+    def forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden, weight)
 
 
 class Attention(nn.Module):
@@ -55,11 +49,9 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend, changes: Changes) -> Tensor:
-        qkv = self.c_attn(x, changes.get("attn.c_attn"))
-        qkv = qkv.view(-1, 3, self.n_head, self.head_dim)  # (T, 3, H, D)
-        attended = attend(layer, qkv).reshape(x.shape)  # (T, C)
-        return self.c_proj(attended, changes.get("attn.c_proj"))
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        qkv = self.c_attn(x).view(-1, 3, self.n_head, self.head_dim)  # (T, 3, H, D)
+        return self.c_proj(attend(layer, qkv).reshape(x.shape))  # (T, C)
 
 
 class MLP(nn.Module):
@@ -68,9 +60,8 @@ class MLP(nn.Module):
         self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
         self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, changes: Changes) -> Tensor:
-        inner = F.gelu(self.c_fc(x, changes.get("mlp.c_fc")), approximate="tanh")
-        return self.c_proj(inner, changes.get("mlp.c_proj"))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -81,35 +72,31 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, layer: int, attend: Attend, dropout: float, changes: Changes
-    ) -> Tensor:
-        x = x + F.dropout(self.attn(self.ln_1(x), layer, attend, changes), dropout, self.training)
-        return x + F.dropout(self.mlp(self.ln_2(x), changes), dropout, self.training)
+    def forward(self, x: Tensor, layer: int, attend: Attend, dropout: float) -> Tensor:
+        x = x + F.dropout(self.attn(self.ln_1(x), layer, attend), dropout, self.training)
+        return x + F.dropout(self.mlp(self.ln_2(x)), dropout, self.training)
 
 
 class GPT2(nn.Module):
-    """The model. `attention` names the backend that computes it: see `mingpt_prefix.kernels`.
+    """The model. `attention` names the backend of attention: see `mingpt_prefix.kernels`.
 
-    `dropout` (embeddings and residuals; attention weights are never dropped) acts in training mode.
-    `grad_checkpoint`: backward computes each block again, so that only its input is kept till then.
+    `dropout` (of embeddings and residuals, never of attention weights) acts in training mode. With
+    `grad_checkpoint`, backward computes each block again, and only its input is kept until then.
     """
-
-    n_calls = 0  # how many ids of the vocabulary, its last ones, call a prefix: see `calls`
 
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
         super().__init__()
         self.config, self.attention, self.dropout = config, attention, dropout
         self.grad_checkpoint = False
-        self.packed_head: PackedWeight | None = None
-        self.name, self.fingerprint = "", ""  # where its weights come from: see `weights`
+        self.name, self.fingerprint = "", ""  # of its weights: see `checkpoints.pretrained`
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.tied_head = TiedHead()
 
-    def initialize(self, seed: int) -> GPT2:
-        """Fresh weights as GPT-2 draws them: normal, std 0.02; residual projections / sqrt(2 L)."""
+    def initialize(self, seed: int) -> "GPT2":
+        """Draw fresh weights as GPT-2 does: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(
@@ -124,15 +111,14 @@ class GPT2(nn.Module):
         return self.wte.weight.device
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What goes into the first block, (T, C), for tokens (T,) at positions (T,)."""
+        """The input of the first block, (T, C), for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
-    def trunk(self, x: Tensor, attend: Attend, low_rank: LowRank | None = None) -> Tensor:
+    def trunk(self, x: Tensor, attend: Attend) -> Tensor:
         """Hidden states (T, C) from embeddings (T, C), with the caller's attention."""
         again = self.grad_checkpoint and torch.is_grad_enabled()
-        changes = [{}] * len(self.h) if low_rank is None else low_rank.layers()
         for layer, block in enumerate(self.h):
-            inputs = (x, layer, attend, self.dropout, changes[layer])
+            inputs = (x, layer, attend, self.dropout)
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         return self.ln_f(x)
 
@@ -167,21 +153,17 @@ class GPT2(nn.Module):
         positions: Tensor,
         layout: Layout,
         prefix: PrefixKV | None = None,
-        low_rank: LowRank | None = None,
     ) -> Tensor:
-        """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix,
-        and weights changed by `low_rank`.
+        """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix.
 
         Raises ValueError for a prefix of another shape than the model's.
         """
         attend = self.bind_attention(len(tokens), layout, prefix)
-        return self.trunk(self.embed(tokens, positions), attend, low_rank)
+        return self.trunk(self.embed(tokens, positions), attend)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden states (M, C): the token embedding, transposed."""
-        if self.packed_head is not None and self.packed_head.fits(self.wte.weight, hidden):
-            return self.packed_head(hidden)
-        return F.linear(hidden, self.wte.weight)
+        return self.tied_head(hidden, self.wte.weight)
 
     def logits(
         self,
@@ -189,7 +171,6 @@ class GPT2(nn.Module):
         prefix: PrefixKV | None = None,
         prefix_ids: Tensor | Sequence[int] | None = None,
         prefix_from: Tensor | Sequence[int] | None = None,
-        low_rank: LowRank | None = None,
     ) -> list[Tensor]:
         """Logits of every token of B sequences, each (T_b,) ids -> (T_b, V).
 
@@ -197,8 +178,8 @@ class GPT2(nn.Module):
         for all; -1 none; `prefix_from` None from the start on. Keeps the autograd graph.
 
         Raises:
-            ValueError: where a position passes the model's limit, an id names no prefix, or the
-                prefix has another shape than the model's.
+            ValueError: if a position passes the model's limit, an id names no prefix, or the prefix
+                has another shape than the model's.
         """
         if len(sequences) == 0:
             return []
@@ -216,7 +197,7 @@ class GPT2(nn.Module):
         if len(positions) and int(positions.max()) >= self.config.n_positions:
             last, limit = int(positions.max()), self.config.n_positions
             raise ValueError(f"sequences: position {last} passes the limit {limit}")
-        hidden = self(torch.cat(ids), positions, layout, prefix, low_rank)
+        hidden = self(torch.cat(ids), positions, layout, prefix)
         logits = self.head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return list(logits.split([len(i) for i in ids]))

@@ -1,17 +1,29 @@
-"""How trained weights move: optimizers, and the learning rate of a step."""
+"""How trained weights move: AdamW and Muon, and the learning rate of a step.
+
+Muon (Jordan et al. 2024) moves a matrix by the nearest orthogonal matrix to its momentum.
+`torch.optim.Muon` takes one matrix after the other, which for the 36 small ones of the embedded
+model's prefix is a quarter of a training step. Here those of one shape are taken at once. What it
+does to each is the same, at the scale that makes AdamW's learning rates do (Liu et al. 2025).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.muon import Muon
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration
+_ITERATIONS = 5
+_EPSILON = 1e-7
 
 
 def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the blocks' matrices and
     for those of a prefix's rows.
 
-    Weight decay acts on matrices alone. Rates are set by `set_learning_rate`.
+    Weight decay acts only on matrices. `set_learning_rate` sets their rates.
     """
     named = list(trainable.named_parameters())
     by_muon = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
@@ -43,7 +55,7 @@ def _is_for_muon(name: str, parameter: nn.Parameter) -> bool:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Make `lr` the rate of the next step; groups with an `lr_scale` have so many times that."""
+    """Set the rate of the next step to `lr`, times `lr_scale` in groups that have one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
 
@@ -54,3 +66,80 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return config.lr * (total_steps - step) / max(1, total_steps - warmup)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """About U V^T of each matrix U S V^T, for matrices (N, rows, columns).
+
+    Singular values come out between 0.7 and 1.2, which is near enough for an optimizer.
+    """
+    a, b, c = _QUINTIC
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.flatten(1).norm(dim=1).clamp(min=_EPSILON)[:, None, None]
+    for _ in range(_ITERATIONS):
+        gram = torch.bmm(x, x.mT)
+        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, update, x, beta=a)
+    return x.mT if is_tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """An optimizer of matrices, with Nesterov's momentum and decoupled weight decay.
+
+    `dtype`: what the matrix products of a step are computed in. Raises ValueError for a
+    parameter that is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.ndim != 2:
+                raise ValueError(f"params: a tensor of shape {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    kind = parameter.shape, parameter.dtype, parameter.device
+                    alike[kind].append(parameter)
+            rates = group["lr"], group["weight_decay"], group["momentum"]
+            for parameters in alike.values():
+                self._step_together(parameters, *rates)
+        return loss
+
+    def _step_together(
+        self, parameters: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        gradients = [p.grad for p in parameters]
+        held = [self._momentum(p) for p in parameters]
+        torch._foreach_lerp_(held, gradients, 1 - momentum)
+        ahead = torch.lerp(torch.stack(gradients), torch.stack(held), momentum)
+        updates = orthogonalized(ahead.to(self.dtype)).to(parameters[0].dtype)
+        if weight_decay:
+            torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        scale = 0.2 * max(parameters[0].shape) ** 0.5  # AdamW's usual root mean square of an update
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-lr * scale)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]

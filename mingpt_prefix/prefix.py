@@ -1,109 +1,33 @@
-"""The prefix: P key/value rows a layer, and how they are learned.
+"""The prefix: P key/value rows per layer, and how they are learned.
 
 Li & Liang (2021), section 4.3: rows optimised directly are unstable, so they are computed from a
 smaller matrix by an MLP while training; only its output is kept.
 
-    encoder = make_encoder(config, model)
+    encoder = PrefixEncoder(model.config, length=5)
     hidden = model(tokens, positions, layout, encoder())
+
+What the rows start from is handed in: see `adapters.learned`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, make_layout
-from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.batch import PrefixKV, make_layout
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import read_fitting, rows_digest
-from mingpt_prefix.tables import printable
-from mingpt_prefix.tokenizer import load_tokenizer
 
-_DIRECT_STD = 0.3  # about as wide as the MLP's rows are at first
+_DIRECT_STD = 0.3  # about that of the MLP's rows at first
 # Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.
-_KEY_PACE, _VALUE_PACE = 0.7, 3.0
-
-
-def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()) -> nn.Module:
-    """What a run in prefix mode trains: called without arguments, it gives a PrefixKV of P rows.
-
-    `train_set` is where `config.init` takes its examples from.
-
-    Raises:
-        ConfigError: for settings that do not go together, or a length that cannot be.
-        PrefixError: when `config.init_prefix` is damaged, of another model, or has changed.
-    """
-    length = config.prefix_length
-    _check_length(length, model.config)
-    ids = _first_ids(config, model, train_set)
-    if config.depth == "embedding":
-        if not config.reparam or config.prefix_dropout:
-            raise ConfigError("depth embedding goes with neither no-reparam nor prefix-dropout")
-        return VirtualTokens(model, length, config.seed, ids)
-    start = _rows_of_file(config, model) if config.init_prefix else None
-    if ids:
-        tokens = torch.tensor(ids, device=model.device)
-        with torch.no_grad():
-            positions = torch.arange(length, device=model.device)
-            start = rows_of(model, model.eval().embed(tokens, positions)).float()
-    return PrefixEncoder(
-        model.config,
-        length,
-        config.mid_dim,
-        config.reparam,
-        config.seed,
-        config.init_scale,
-        config.prefix_dropout,
-        start,
-    )
-
-
-def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
-    """The rows (L, 2, P, H, D) of the prefix that the run goes on from."""
-    kv, _ = read_fitting(Path(config.init_prefix), model)
-    if rows_digest(kv) != config.init_digest:
-        name = printable(config.init_prefix, 200)
-        raise PrefixError(f"{name}: the file is not what the run began with")
-    return kv.kv.to(model.device)
-
-
-def _first_ids(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded]) -> list[int]:
-    """The P tokens that the rows begin as; none where they begin as noise."""
-    length = config.prefix_length
-    if config.init == "examples":
-        if config.init_text:
-            raise ConfigError("init-text and init examples exclude each other")
-        ids: list[int] = []
-        order = epoch_order(len(train_set), config.seed, 0).tolist()
-        while len(ids) < length:
-            # In front of what there is, so that a cut is in the first example.
-            ids = [*train_set[order.pop()].ids.tolist(), *ids]
-            order = order or epoch_order(len(train_set), config.seed, 0).tolist()
-        return ids[-length:]
-    ids = text_tokens(config.init_text, model.config) if config.init_text else []
-    return (ids * -(-length // len(ids)))[:length] if ids else []
-
-
-def text_tokens(text: str, shape: ModelConfig) -> list[int]:
-    """The ids of `text` by the model's tokenizer.
-
-    Raises:
-        ConfigError: when they are none, or the tokenizer is not known.
-    """
-    if shape.tokenizer is None:
-        raise ConfigError("init-text: which tokenizer the model goes with is not known")
-    ids = load_tokenizer(shape.tokenizer).encode(text)
-    if text and not ids:
-        raise ConfigError("init-text: no words in it")
-    return ids
+_KEY_LR_SCALE, _VALUE_LR_SCALE = 0.7, 3.0
 
 
 def rows_of(model: GPT2, x: Tensor) -> Tensor:
-    """The keys and values (L, 2, P, H, D) that `model` has for embeddings x (P, C)."""
+    """The keys and values (L, 2, P, H, D) of `model` for embeddings x (P, C)."""
     attend = model.bind_attention(len(x), make_layout([len(x)]).to(x.device), None)
     rows: list[Tensor] = []
 
@@ -115,7 +39,8 @@ def rows_of(model: GPT2, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _check_length(length: int, config: ModelConfig) -> None:
+def check_length(length: int, config: ModelConfig) -> None:
+    """Raises ConfigError for no rows, or so many that no position is left."""
     if not 0 < length < config.n_positions:
         most = config.n_positions - 1
         raise ConfigError(f"prefix-length must lie in 1 to {most} for this model, not {length}")
@@ -124,11 +49,11 @@ def _check_length(length: int, config: ModelConfig) -> None:
 class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
-    With reparam=False the rows are trained directly, as `rows`: for each layer, for keys and then
-    values, for each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7
-    times the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial
-    values depend on `seed` alone, and no other random state is used; `init_scale` multiplies the
-    last weight's. With `start` (L, 2, P, H, D) the rows begin there, and what is learned is added.
+    With reparam=False the rows are trained directly, as `rows`: for each layer, keys and then
+    values, each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7 times
+    the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial values
+    depend on `seed` alone, and use no other random state; `init_scale` multiplies the last
+    weight's. Rows begin at `start` (L, 2, P, H, D), if given, and what is learned is added to it.
     `dropout` acts on the rows in training mode. Raises ConfigError for sizes that cannot be.
     """
 
@@ -144,7 +69,7 @@ class PrefixEncoder(nn.Module):
         start: Tensor | None = None,
     ):
         super().__init__()
-        _check_length(length, config)
+        check_length(length, config)
         if mid_dim < 1:
             raise ConfigError(f"mid_dim must be positive, not {mid_dim}")
         self.reparam, self.dropout = reparam, dropout
@@ -152,11 +77,11 @@ class PrefixEncoder(nn.Module):
         self.shape = (config.n_layer, 2, length, config.n_head, config.head_dim)
         generator = torch.Generator().manual_seed(seed)
         if not reparam:
-            pace = torch.tensor([_KEY_PACE, _VALUE_PACE]).view(2, 1, 1, 1)
-            self.register_buffer("pace", pace, persistent=False)
+            lr_scale = torch.tensor([_KEY_LR_SCALE, _VALUE_LR_SCALE]).view(2, 1, 1, 1)
+            self.register_buffer("lr_scale", lr_scale, persistent=False)
             first = torch.zeros(self.shape)
             if start is None:
-                nn.init.normal_(first, std=_DIRECT_STD, generator=generator).div_(pace)
+                nn.init.normal_(first, std=_DIRECT_STD, generator=generator).div_(lr_scale)
             matrices = first.transpose(2, 3).flatten(0, 2)  # (L * 2 * H, P, D)
             self.rows = nn.ParameterList(matrix.clone() for matrix in matrices)
             return
@@ -189,7 +114,7 @@ class PrefixEncoder(nn.Module):
     def _direct(self) -> Tensor:
         n_layer, _, length, n_head, head_dim = self.shape
         rows = torch.stack(list(self.rows)).view(n_layer, 2, n_head, length, head_dim)
-        return self.pace * rows.transpose(2, 3)  # (L, 2, P, H, D)
+        return self.lr_scale * rows.transpose(2, 3)  # (L, 2, P, H, D)
 
     def _transformed(self) -> Tensor:
         n_layer, _, length, n_head, head_dim = self.shape
@@ -203,12 +128,12 @@ class VirtualTokens(nn.Module):
     """P learned embeddings in front; their rows are the frozen model's keys and values for them.
 
     Li & Liang (2021), section 7.2 ("embedding-only"). They begin as the embeddings of the tokens
-    `ids` (P), or else of tokens drawn by `seed`.
+    `ids` (P), or of tokens drawn by `seed`.
     """
 
     def __init__(self, model: GPT2, length: int, seed: int, ids: Sequence[int] = ()):
         super().__init__()
-        _check_length(length, model.config)
+        check_length(length, model.config)
         # In a tuple, or the model would be a part of this module.
         self.frozen = (model,)
         generator = torch.Generator().manual_seed(seed)

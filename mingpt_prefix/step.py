@@ -1,50 +1,102 @@
-"""The gradients of one optimizer step: packed micro-batches, the head on targets, several ranks.
+"""One optimizer step: packed micro-batches, the head on targets, clipping, the optimizers.
 
-    step = TrainStep(config, model, adapters)
-    loss = step.backward(examples)      # gradients are in the trained parameters
+    gradients = TrainStep(config, model, adapters)
+    stepper = EagerStep(gradients, config)
+    loss, norm = stepper.begin(stepper.prepare(examples, lr), seed).read()
 
 The loss is the sum over target tokens divided by their number in the whole optimizer batch, however
-it is cut into micro-batches and ranks.
+it is cut into micro-batches. `accel.distributed_step` cuts it among several processes too, and
+`accel.cuda_graphs` has a stepper that takes whole steps as CUDA graphs.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from mingpt_prefix.adapters import NOTHING, Adaptation, Adapters
+from mingpt_prefix.adaptation import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import of_few_sizes
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.distributed import ALONE, World
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.errors import ConfigError, TrainingError
 from mingpt_prefix.loss import summed_cross_entropy
-from mingpt_prefix.low_rank import LowRank
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.sharding import shard
+from mingpt_prefix.optim import make_optimizers, set_learning_rate
+
+ADVICE = "try a lower --lr, or look at the data"
+In, Out = TypeVar("In"), TypeVar("Out")
 
 
 @dataclass(frozen=True)
+class PendingStep:
+    """A step that has been begun on the device."""
+
+    values: Tensor  # loss and gradient norm, once they have arrived
+    arrived: torch.cuda.Event | None = None
+
+    def read(self) -> tuple[float, float]:
+        """The loss, in nats a token, and the gradient's norm; waits until they are known."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, norm = self.values.tolist()
+        return loss, norm
+
+
+@dataclass(eq=False)
 class Progress:
-    """What one optimizer step came to; `dev_loss` where one was taken after it. Nats a token.
+    """An optimizer step that was begun; `dev_loss` if one was taken after it.
 
     Without a dev set the last is the best.
     """
 
     step: int
-    loss: float
     lr: float
     tokens: int
+    pending: PendingStep
     dev_loss: float | None = None
     is_best: bool = False
+
+    @cached_property
+    def loss(self) -> float:
+        """In nats a token; waits until it is known. Raises TrainingError if it, or the gradient, is
+        not finite."""
+        loss, norm = self.pending.read()
+        if not math.isfinite(loss + norm):
+            what = f"the loss is {loss}, the gradient's norm {norm}"
+            raise TrainingError(f"step {self.step}: {what}: {ADVICE}")
+        return loss
 
     def log_line(self) -> dict:
         line = {"step": self.step, "loss": self.loss, "lr": self.lr}
         return line if self.dev_loss is None else {**line, "dev_loss": self.dev_loss}
+
+
+class Stepper(Protocol):
+    """What takes a run's steps. `lag`: how many may be begun before an earlier one's loss is read.
+
+    A step whose loss or gradient is not finite moves nothing, and none that is begun after it does
+    before its loss is read.
+    """
+
+    lag: int
+    optimizers: list[torch.optim.Optimizer]
+
+    def prepare(self, examples: Sequence[Encoded], lr: float) -> object:
+        """What `begin` takes: a batch, and its learning rate; on any thread."""
+
+    def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
+        """make(x) for each of the inputs, in order, maybe some ahead."""
+
+    def begin(self, work: object, seed: int) -> PendingStep:
+        """Begin a step, with dropout drawn by `seed`."""
+
+    def forget(self) -> None:
+        """Parameters and optimizers may have other tensors from now on."""
 
 
 class SummedLoss(nn.Module):
@@ -54,17 +106,11 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.model, self.autocasts = model, autocasts
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        prefix: PrefixKV | None = None,
-        low_rank: LowRank | None = None,
-    ) -> Tensor:
+    def forward(self, batch: PackedBatch, prefix: PrefixKV | None = None) -> Tensor:
         model = self.model
         casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
         with casts or nullcontext():
-            given = (batch.tokens, batch.positions, batch.layout, prefix, low_rank)
-            hidden = model(*given)  # (T, C)
+            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
             logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
         return summed_cross_entropy(logits, batch.target_tokens)
 
@@ -76,32 +122,23 @@ class TrainStep:
     multiplies in `config.dtype`.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        model: GPT2,
-        adapters: Adapters | None = None,
-        world: World = ALONE,
-    ) -> None:
-        self.config, self.model, self.world = config, model, world
+    pad: Callable[[PackedBatch], PackedBatch] | None = None  # of packed batches, if it helps
+
+    def __init__(self, config: TrainConfig, model: GPT2, adapters: Adapters | None = None) -> None:
+        self.config, self.model = config, model
         self.rows = config.prefix_length if config.has_prefix else None
         self.summed_loss = SummedLoss(model, adapters is None and config.dtype == "bf16")
-        self.adapters, self.trained_loss = adapters, self.summed_loss
-        if world.shards:
-            self.trained_loss = shard(self.summed_loss, model, world)
-        elif world.size > 1 and adapters is None:
-            self.trained_loss = DistributedDataParallel(self.summed_loss)
-        elif world.size > 1:
-            self.adapters = DistributedDataParallel(adapters)
+        # Those that are trained, and as they compute, which several processes wrap.
+        self.own_adapters = self.adapters = adapters
+        self.trained_loss: nn.Module = self.summed_loss
+        self.trainable: nn.Module = model if adapters is None else adapters.trainable
 
     def backward(self, examples: Sequence[Encoded]) -> Tensor:
         """The mean loss of `examples`, whose gradients are added up; a scalar, in nats a token."""
-        # Ranks' gradients are averaged by torch, where their sum is wanted.
-        scale = self.world.size / sum(e.n_targets for e in examples)
+        scale = 1 / sum(e.n_targets for e in examples)
         parts = self._parts(examples, self.config.micro_batch_size)
         packed = ((self._pack(part), weight * scale) for part, weight in parts)
-        loss = self.add_gradients(packed, len(parts))
-        return self.world.sum(loss) / self.world.size
+        return self._mean(self.add_gradients(packed, len(parts)))
 
     def add_gradients(
         self, batches: Iterable[tuple[PackedBatch, float | Tensor]], count: int
@@ -113,9 +150,9 @@ class TrainStep:
         given = learned.leaves()
         loss = torch.zeros((), device=self.model.device)
         for number, (batch, scale) in enumerate(batches, 1):
-            with self._exchange_if(number == count):
+            with self._exchange_if(number == count), given.attached(self.model):
                 with record_function("forward"):
-                    part = self.trained_loss(batch, given.prefix, given.low_rank) * scale
+                    part = self.trained_loss(batch, given.prefix) * scale
                 with record_function("backward"):
                     part.backward()
             loss += part.detach()
@@ -125,40 +162,76 @@ class TrainStep:
                 torch.autograd.backward(learned.tensors(), gradients)
         return loss
 
-    def _parts(
-        self, examples: Sequence[Encoded], size: int
-    ) -> list[tuple[Sequence[Encoded], float]]:
-        """This rank's share in parts of `size`, and what each counts.
-
-        All ranks have as many, so that they meet: what a rank lacks counts for nothing.
-        """
-        own, largest = self.world.share(examples), -(-len(examples) // self.world.size)
-        parts = [(own[start : start + size], 1.0) for start in range(0, len(own), size)]
-        return parts + [(examples[:1], 0.0)] * (-(-largest // size) - len(parts))
-
-    def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
-        batch = pack(examples, self.rows, self.config.placement).to(self.model.device)
-        in_16_bit_on_cpu = self.config.dtype == "bf16" and self.model.device.type == "cpu"
-        return of_few_sizes(batch) if in_16_bit_on_cpu else batch
-
-    def _exchange_if(self, is_last: bool) -> AbstractContextManager:
-        """Ranks exchange gradients once a step, after the last micro-batch."""
-        if self.world.shards:
-            self.trained_loss.set_requires_gradient_sync(is_last)
-        if is_last or not isinstance(self.trained_loss, DistributedDataParallel):
-            return nullcontext()
-        return self.trained_loss.no_sync()
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the norm `config.clip`; returns the norm they had."""
+        return nn.utils.clip_grad_norm_(self.trainable.parameters(), self.config.clip)
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Encoded], given: Adaptation) -> float:
         """Over all targets of `examples`, in nats a token."""
         total = torch.zeros((), dtype=torch.float64)
-        for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
-            loss = self.summed_loss(self._pack(part), given.prefix, given.low_rank)
-            total += weight * loss.cpu()
-        if self.world.shards:
-            self.trained_loss.reshard()  # which backward does otherwise
-        return float(self.world.sum(total)) / sum(e.n_targets for e in examples)
+        with given.attached(self.model):
+            for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
+                total += weight * self.summed_loss(self._pack(part), given.prefix).cpu()
+        return float(self._mean(total)) / sum(e.n_targets for e in examples)
+
+    def seed(self, step: int) -> int:
+        """The seed of the dropout of 0-based `step`."""
+        return self.config.seed * 1_000_003 + step
+
+    # What several processes do otherwise.
+
+    def _parts(
+        self, examples: Sequence[Encoded], size: int
+    ) -> list[tuple[Sequence[Encoded], float]]:
+        """This process's share in parts of `size`, and the weight of each part's loss."""
+        return [(examples[start : start + size], 1.0) for start in range(0, len(examples), size)]
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The mean over the processes of their sums of weighted losses."""
+        return loss
+
+    def _exchange_if(self, is_last: bool) -> AbstractContextManager:
+        """Processes exchange gradients once a step, after the last micro-batch."""
+        return nullcontext()
+
+    def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
+        batch = pack(examples, self.rows, self.config.placement).to(self.model.device)
+        return batch if self.pad is None else self.pad(batch)
+
+
+class EagerStep:
+    """The stepper that takes a step at once, and waits for its loss."""
+
+    lag = 0
+
+    def __init__(self, gradients: TrainStep, config: TrainConfig) -> None:
+        self.gradients = gradients
+        self.optimizers = make_optimizers(gradients.trainable, config)
+
+    def prepare(self, examples: Sequence[Encoded], lr: float) -> tuple[Sequence[Encoded], float]:
+        return examples, lr
+
+    def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
+        return map(make, inputs)
+
+    def begin(self, work: tuple[Sequence[Encoded], float], seed: int) -> PendingStep:
+        examples, lr = work
+        self.gradients.model.train()
+        self.gradients.trainable.train()
+        torch.manual_seed(seed)
+        loss = self.gradients.backward(examples)
+        norm = self.gradients.clip()
+        if torch.isfinite(loss + norm):
+            with record_function("optimizer"):
+                for optimizer in self.optimizers:
+                    set_learning_rate(optimizer, lr)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+        return PendingStep(torch.stack([loss.double(), norm.double()]))
+
+    def forget(self) -> None:
+        pass
 
 
 def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:

@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
+from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.weights import save_model
 
 SMALL = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 KINDS = ("pub", "bistro", "coffee shop")

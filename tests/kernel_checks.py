@@ -15,13 +15,14 @@ from conftest import SMALL
 from test_reference import CASES, Case, offsets
 from torch import Tensor
 
-from mingpt_prefix import kernels, training
+from mingpt_prefix import kernels
 from mingpt_prefix.batch import Encoded, PrefixKV
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.decoding import generate
+from mingpt_prefix.evaluation import training_run as training
+from mingpt_prefix.evaluation.training_run import make_trainer
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.kernels import reference
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.training import Trainer
 
 # Modules: the package has functions of these names.
 prefix_module = importlib.import_module("mingpt_prefix.kernels.prefix_attention")
@@ -331,7 +332,7 @@ def test_training_reaches_the_reference_s_losses(mode: str, whole: bool, monkeyp
         )
         model = GPT2(SMALL, backend).initialize(0).to(DEVICE)
         model.requires_grad_(mode != "prefix")
-        trainer = Trainer(config, model, examples, [])
+        trainer = make_trainer(config, model, examples, [])
         losses[backend] = [progress.loss for progress in trainer.steps()]
     assert len(losses["triton"]) == 20 and losses["triton"][-1] < losses["triton"][0]
     torch.testing.assert_close(

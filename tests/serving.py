@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from mingpt_prefix.adapters.prefix_file import PrefixInfo, save_prefix
+from mingpt_prefix.checkpoints.pretrained import fingerprint, save_model
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import PrefixInfo, save_prefix
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.weights import fingerprint, save_model
 
 SCRIPT = Path(__file__).parents[1] / "sample.py"
 # Of 2 layers, so that a heat map has rows to tell apart; sentences end by the limit or n_positions.

@@ -7,9 +7,9 @@ import torch
 from serving import CONFIG
 from torch import Tensor
 
-from mingpt_prefix.attention_shares import prefix_shares
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.serve.attention_heatmap import prefix_shares
 
 LENGTHS = (3, 6)
 IDS = [5, 17, 900, 4095, 3, 17, 2]

@@ -12,20 +12,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mingpt_prefix import bank, call_training, tiny
-from mingpt_prefix.bank import CALLS_FILE, Bank, add_prefix, read_bank
-from mingpt_prefix.bank_writer import open_bank
-from mingpt_prefix.call_losses import Ends, right_calls
-from mingpt_prefix.calls_file import Call, read_calls, save_calls
+from mingpt_prefix import tiny
+from mingpt_prefix.adapters.prefix_file import (
+    FORMAT,
+    PrefixInfo,
+    load_prefix,
+    read_prefix,
+    save_prefix,
+)
+from mingpt_prefix.bank import store as bank
+from mingpt_prefix.bank.calls_file import Call, read_calls, save_calls
+from mingpt_prefix.bank.pipeline import open_bank
+from mingpt_prefix.bank.store import CALLS_FILE, Bank, add_prefix, read_bank
+from mingpt_prefix.call_training import teach as call_training
+from mingpt_prefix.call_training.losses import Ends, right_calls
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import MODELS, Decoding
-from mingpt_prefix.describe import describe
+from mingpt_prefix.data.tables import TEXT_FORMAT, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import PrefixError
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import FORMAT, PrefixInfo, load_prefix, read_prefix, save_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import TEXT_FORMAT, parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import load_model, save_model
 
 TABLE = "name[The Mill], eatType[pub]"
 DATA = {
@@ -242,7 +250,8 @@ def test_a_call_of_an_infix_that_was_not_learned_is_the_prefix_chosen_by_hand(
     table, kv = "title[Film 3], year[1903]", load_prefix(folder / "films.safetensors")
     rules = Decoding(max_new_tokens=8)
     tokenizer = load_tokenizer("tiny")
-    by_hand = describe(base, tokenizer, [parse_table(table)], kv, rules, placement="infix")
+    pipeline = Pipeline(base, tokenizer, kv, placement="infix")
+    by_hand = pipeline.write([parse_table(table)], rules)
     code, out, err = call("--prompt", f"<|prefix:films|> {table}")
     assert code == 0 and out == by_hand and out[0]
     assert len(err) == 1 and "the bank prefixes (films, inns) on model" in err[0]

@@ -10,18 +10,17 @@ from mingpt_prefix.batch import (
     Encoded,
     PrefixKV,
     batches,
-    encode_example,
-    encode_prompt,
     epoch_order,
     make_layout,
     make_positions,
     pack,
 )
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.encoding import encode_example, encode_prompt
+from mingpt_prefix.data.tables import Example, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.tables import Example, parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
 
 
 def encoded(*ids: int, context: int, offset: int = 0) -> Encoded:
@@ -111,8 +110,8 @@ def test_examples_become_the_papers_text() -> None:
     assert tokenizer.decode(prompt[:-1]) == " name : The Mill | Type : pub"
     example = encode_example(tokenizer, Example(table, "The Mill is  a pub."))
     ids = example.ids.tolist()
-    assert ids[: example.context] == prompt and ids[-1] == tokenizer.eos
-    assert tokenizer.decode(ids[example.context : -1]) == " The Mill is a pub."
+    assert ids[: example.prompt_length] == prompt and ids[-1] == tokenizer.eos
+    assert tokenizer.decode(ids[example.prompt_length : -1]) == " The Mill is a pub."
     assert example.n_targets == pack([example]).n_targets == len(ids) - len(prompt)
 
 

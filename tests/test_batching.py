@@ -8,12 +8,12 @@ import pytest
 import torch
 from serving import CONFIG
 
-from mingpt_prefix import batching
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.batching import Batcher, Call, Job, QueueFull, Stopped
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate_scored
+from mingpt_prefix.generation.decoding import generate_scored
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.serve import batching
+from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, QueueFull, Stopped
 
 GREEDY = Decoding(max_new_tokens=6)
 SAMPLED = Decoding(max_new_tokens=6, temperature=2.0)
@@ -54,7 +54,7 @@ class Gate:
 
     def __init__(self, batcher: Batcher) -> None:
         self.began, self.opened = threading.Event(), threading.Event()
-        self.job = batcher.submit(Call(self._wait))
+        self.job = batcher.submit(FunctionJob(self._wait))
         assert self.began.wait(10)
 
     def _wait(self) -> None:
@@ -155,7 +155,7 @@ def test_an_error_is_its_own(batcher) -> None:
     job = batcher.submit(Job([CONFIG.vocab_size], GREEDY))
     with pytest.raises(ValueError, match="outside the vocabulary"):
         job.future.result(timeout=30)
-    assert batcher.submit(Call(lambda: 5)).future.result(timeout=30) == 5
+    assert batcher.submit(FunctionJob(lambda: 5)).future.result(timeout=30) == 5
 
 
 def test_a_full_queue_and_a_closed_one(model) -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from decoding_peers import CONFIG, EOS, make_model
 
+from mingpt_prefix.bank.calls import Callee, CallingGPT2, called_in, decode_calls, encode_call
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.calls import Callee, CallingGPT2, called_in, decode_calls, encode_call
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.decoding import generate, generate_scored
+from mingpt_prefix.data.tables import TEXT_FORMAT, linearize, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import PromptError
-from mingpt_prefix.tables import TEXT_FORMAT, linearize, parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
+from mingpt_prefix.generation.decoding import generate, generate_scored
 
 V, N, MOST = CONFIG.vocab_size, 16, 24
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mingpt_prefix.data import load_split
+from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.readers import USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.data.tables import Example, Table, linearize, parse_table
 from mingpt_prefix.errors import DataError
-from mingpt_prefix.readers import USUAL, Columns, read_csv, read_examples
-from mingpt_prefix.tables import Example, Table, linearize, parse_table
 
 AARHUS = """<?xml version="1.0" encoding="UTF-8"?>
 <benchmark>

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from mingpt_prefix import data
-from mingpt_prefix.data import e2e_available, group_references, load_examples, load_split
+from mingpt_prefix.checkpoints.atomic_write import cache_dir
+from mingpt_prefix.data import datasets as data
+from mingpt_prefix.data.datasets import e2e_available, group_references, load_examples, load_split
+from mingpt_prefix.data.readers import iter_tables, read_csv, read_examples
+from mingpt_prefix.data.tables import Example, Table, format_table, parse_table
 from mingpt_prefix.errors import DataError, TableError
-from mingpt_prefix.files import cache_dir
-from mingpt_prefix.readers import iter_tables, read_csv, read_examples
-from mingpt_prefix.tables import Example, Table, format_table, parse_table
 
 ROWS = [(f"name[Place {i // 2}], eatType[pub]", f"Sentence {i}.") for i in range(200)]
 EXAMPLES = [Example(parse_table(mr), ref) for mr, ref in ROWS]

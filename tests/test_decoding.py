@@ -24,8 +24,8 @@ from decoding_peers import (
 from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.decoding import generate
 from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
 # PEFT calls transformers in ways that it has deprecated.
@@ -127,7 +127,7 @@ class Uncached:
 def test_cached_is_as_uncached(model, prefix, prompts, how: dict, monkeypatch) -> None:
     ours = generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how)
     assert_varied(ours)
-    monkeypatch.setattr("mingpt_prefix.decoding.KVCache", Uncached)
+    monkeypatch.setattr("mingpt_prefix.generation.decoding.KVCache", Uncached)
     assert generate(model, prompts[:20], prefix, max_new_tokens=MOST, **how) == ours
 
 
@@ -250,7 +250,7 @@ def test_little_of_the_distribution_is_greedy(model, prompts) -> None:
         ({"batch_size": 0}, "batch-size must be positive, not 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": math.nan}, "temperature must be positive"),
-        ({"temperature": math.inf}, "temperature must be positive"),
+        ({"temperature": math.inf}, "temperature must be finite"),
         ({"top_k": 0}, "top-k must be positive, not 0"),
         ({"top_p": 0.0}, r"top-p must lie in \(0, 1\], not 0.0"),
         ({"top_p": 1.5}, "top-p must lie in"),

@@ -253,7 +253,7 @@ def test_the_order_of_generates_arguments() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ({"no_repeat_ngram_size": -1}, "no-repeat-ngram-size is negative: -1"),
+        ({"no_repeat_ngram_size": -1}, "no-repeat-ngram-size must not be negative, not -1"),
         ({"min_new_tokens": -1}, r"min-new-tokens must lie in \[0, max-new-tokens\]"),
         ({"min_new_tokens": 6, "max_new_tokens": 5}, "min-new-tokens must lie in"),
         ({"num_return_sequences": 0}, "num-return-sequences must be positive, not 0"),

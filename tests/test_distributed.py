@@ -9,7 +9,7 @@ import pytest
 from processes import finish, start_training
 from safetensors.torch import load_file
 
-from mingpt_prefix.distributed import ALONE, World
+from mingpt_prefix.accel.distributed import ALONE, World
 
 QUICK = ["--device", "cpu", "--epochs", "2", "--evals", "2", "--dropout", "0"]
 

@@ -20,7 +20,7 @@ import pytest
 from safetensors.torch import save
 from test_weights import DRIVER, hub_form, make_model
 
-from mingpt_prefix.weights import fingerprint
+from mingpt_prefix.checkpoints.pretrained import fingerprint
 
 PIECES = 16
 GOOD, BAD = "gpt2", "gpt2-medium"
@@ -175,7 +175,7 @@ def test_weights_killed_and_then_by_two_at_once(server, served: bytes, tmp_path:
 
 LOAD_TOKENIZER = """
 from mingpt_prefix.errors import DataError
-from mingpt_prefix.tokenizer import load_tokenizer
+from mingpt_prefix.data.tokenizer import load_tokenizer
 try:
     print(load_tokenizer("gpt2").vocab_size)
 except DataError as error:

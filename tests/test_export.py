@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import train
+from mingpt_prefix.adapters.learned import make_encoder
+from mingpt_prefix.adapters.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.errors import MingptPrefixError, PrefixError
-from mingpt_prefix.export import import_adapter, main
+from mingpt_prefix.evaluation.pipeline import open_pipeline
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.weights import load_model
-from mingpt_prefix.writer import open_writer
 
 # PEFT calls transformers in ways that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -198,7 +198,7 @@ def test_train_py_goes_on_from_what_peft_trained(
     assert info.training["init_digest"] == rows_digest(prefix)
     assert "init_prefix" not in info.training
     assert not torch.equal(after.kv, prefix.kv)
-    writer = open_writer(SampleConfig(run=Path("run"), model=str(base)))
+    writer = open_pipeline(SampleConfig(run=Path("run"), model=str(base)))
     assert writer.text_format == info.text_format
 
 

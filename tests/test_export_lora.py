@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import sample
+from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, read_lora, save_lora
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TARGETS
+from mingpt_prefix.data.tables import TEXT_FORMAT
 from mingpt_prefix.errors import LoraError, MingptPrefixError
-from mingpt_prefix.export import import_adapter, main
-from mingpt_prefix.lora_file import LoraInfo, load_folded, read_lora, save_lora
-from mingpt_prefix.low_rank import LowRank, weight_sizes
+from mingpt_prefix.export.convert import import_adapter, main
+from mingpt_prefix.lora import LowRank, weight_sizes
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tables import TEXT_FORMAT
-from mingpt_prefix.weights import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 peft = pytest.importorskip("peft")
@@ -64,7 +64,9 @@ def assert_same_logits(ours: GPT2, base: Path, file: Path, theirs: torch.nn.Modu
     with torch.no_grad():
         logits = theirs(input_ids=ids).logits
         for row, expected in zip(ids, logits, strict=True):
-            for found in (ours.logits([row], low_rank=low_rank), folded.logits([row])):
+            with low_rank.attached(ours):
+                beside = ours.logits([row])
+            for found in (beside, folded.logits([row])):
                 torch.testing.assert_close(found[0], expected, atol=5e-4, rtol=1e-4)
             assert (ours.logits([row])[0] - expected).abs().amax(-1).min() > 0.1
 

@@ -18,14 +18,16 @@ from test_training import FINETUNE, PREFIX, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_prefix import training
+from mingpt_prefix.accel.cuda_graphs import GraphedStep
+from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.batch import Encoded, batches
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.machine import keep_freed_memory
-from mingpt_prefix.recipes import recipe
-from mingpt_prefix.tasks import load_task
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import load_model
+from mingpt_prefix.evaluation import training_run as training
+from mingpt_prefix.evaluation.tasks import load_task
+from mingpt_prefix.evaluation.training_run import make_trainer
+from mingpt_prefix.trainer import Trainer
 
 
 def plain_logits(w: dict[str, Tensor], n_head: int, ids: Tensor, rows: Tensor | None) -> Tensor:
@@ -81,7 +83,9 @@ def plain_losses(trainer: Trainer, steps: int) -> list[float]:
         ids = nn.utils.rnn.pad_sequence([e.ids for e in chosen], batch_first=True)
         target = torch.full_like(ids, -100)
         for row, example in zip(target, chosen, strict=True):
-            row[example.context - 1 : len(example.ids) - 1] = example.ids[example.context :]
+            row[example.prompt_length - 1 : len(example.ids) - 1] = example.ids[
+                example.prompt_length :
+            ]
         rows = None
         if is_prefix:
             rows = plain_rows(trained, trainer.trainable.shape, trainer.trainable.start)
@@ -112,7 +116,7 @@ def test_200_steps_give_a_plain_step_s_losses(config: TrainConfig, monkeypatch) 
         if whole:  # padded, as a GPU has them as graphs
             monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
         trainer = make(config)
-        assert (trainer.graphs is not None) == whole
+        assert isinstance(trainer.stepper, GraphedStep) == whole
         compare(trainer, expected)
 
 
@@ -132,7 +136,7 @@ def test_200_steps_of_the_embedded_model_give_a_plain_step_s_losses(mode: str, l
     settings = recipe(mode, True, lr=lr, max_steps=200, warmup=0.0, dropout=0.0, **own)
     config = TrainConfig(mode=mode, model="tiny", data=("sample",), **settings)
     model = load_model("tiny", "cpu")
-    trainer = Trainer(config, model, load_task(config, model.config).train_set, [])
+    trainer = make_trainer(config, model, load_task(config, model.config).train_set, [])
     compare(trainer, plain_losses(trainer, 200))
 
 
@@ -147,7 +151,7 @@ def resident() -> int:
 def test_freed_memory_is_had_again_as_it_is() -> None:
     """Without page faults: the system clears nothing anew."""
     code = (
-        "import resource, torch; from mingpt_prefix.machine import keep_freed_memory\n"
+        "import resource, torch; from mingpt_prefix.accel.environment import keep_freed_memory\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    torch.ones(12 << 20)\n"

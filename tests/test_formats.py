@@ -17,12 +17,13 @@ import torch
 
 import sample
 import train
-from mingpt_prefix import calls_file, lora_file, prefix_file
+from mingpt_prefix.adapters import lora_file, prefix_file
+from mingpt_prefix.adapters.prefix_file import load_prefix, read_prefix
+from mingpt_prefix.bank import calls_file
 from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.errors import AdapterError
-from mingpt_prefix.prefix_file import load_prefix, read_prefix
-from mingpt_prefix.weights import load_model
 
 KEPT = Path(__file__).parent / "data"
 EACH_KIND = pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from processes import finish, start_training
 
-from mingpt_prefix.checkpoint import load_newest
+from mingpt_prefix.checkpoints.checkpoint import load_newest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts are Linux's")
 QUICK = ["--device", "cpu", "--batch-size", "8", "--epochs", "40", "--evals", "40"]

@@ -16,8 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
-from mingpt_prefix.corpora import read_webnlg
+from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_prefix
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.run_folder import read_run
+from mingpt_prefix.data.corpora import read_webnlg
+from mingpt_prefix.data.readers import iter_tables, read_csv, read_json, read_jsonl, table_from_line
+from mingpt_prefix.data.tables import format_table, linearize, parse_table
 from mingpt_prefix.errors import (
     CheckpointError,
     DataError,
@@ -25,10 +29,6 @@ from mingpt_prefix.errors import (
     PrefixError,
     TableError,
 )
-from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.readers import iter_tables, read_csv, read_json, read_jsonl, table_from_line
-from mingpt_prefix.runs import read_run
-from mingpt_prefix.tables import format_table, linearize, parse_table
 
 BRACKETS = st.text(
     st.sampled_from("name[],… .The Mill\\\"'{}:|\n\t\x00\x7f\u2028é£\ud800"), max_size=60

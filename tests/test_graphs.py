@@ -23,18 +23,20 @@ from test_training import (
     make,
 )
 
-from mingpt_prefix import training
+from mingpt_prefix.accel.buckets import Bucket, round_up
+from mingpt_prefix.accel.cuda_graphs import LAG, GraphedStep, prefetch, why_not_graphs
+from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import Bucket, round_up
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.distributed import ALONE, World
 from mingpt_prefix.errors import TrainingError
-from mingpt_prefix.graphs import LAG, GraphedStep, ahead, why_not_graphs
-from mingpt_prefix.loss import NOT_COUNTED
+from mingpt_prefix.evaluation import training_run as training
+from mingpt_prefix.evaluation.training_run import make_trainer
+from mingpt_prefix.loss import IGNORE_INDEX
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.training import Trainer
+from mingpt_prefix.step import EagerStep, PendingStep, SummedLoss
+from mingpt_prefix.trainer import Trainer
 
 HAS_GPU = torch.cuda.is_available()
 CONFIGS = pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_row_of_numbers_and_back() -> None:
     assert torch.equal(found.layout.seq_starts[:6], batch.layout.seq_starts)
     assert set(found.layout.seq_starts[6:].tolist()) == {len(batch.tokens)}
     assert found.layout.prefix_ids.tolist() == [0] * 5 + [-1] * 3
-    assert set(found.target_tokens[batch.n_targets :].tolist()) == {NOT_COUNTED}
+    assert set(found.target_tokens[batch.n_targets :].tolist()) == {IGNORE_INDEX}
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -126,25 +128,26 @@ def test_whole_padded_steps_give_the_losses_of_plain_ones(config, graphed, monke
     ours, theirs = make(config, dtype=torch.float64), plain(monkeypatch, config, torch.float64)
     for trainer in (ours, theirs):
         trainer.trainable.double()
-    assert ours.graphs is not None and theirs.graphs is None
+    assert isinstance(ours.stepper, GraphedStep) and isinstance(theirs.stepper, EagerStep)
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
     assert ours.best_loss == pytest.approx(theirs.best_loss, abs=1e-5)
 
 
-def test_losses_arrive_late_and_in_order_and_can_be_waited_for(graphed) -> None:
+def test_losses_arrive_late_and_in_order_and_can_be_waited_for(graphed, monkeypatch) -> None:
     trainer = make(replace(PREFIX, epochs=10, evals=1))  # 40 steps
     seen, saved = [], []
+    read, begin = [], PendingStep.read
+    monkeypatch.setattr(PendingStep, "read", lambda self: read.append(self) or begin(self))
     for progress in trainer.steps():
-        seen.append(progress.step)
-        assert progress.step <= trainer.step <= progress.step + LAG
+        seen.append(progress)
+        assert trainer.step == progress.step == len(seen)
         if progress.step in (7, 20):
-            assert trainer.step == progress.step + LAG
+            assert len(read) == progress.step - LAG
+            trainer.synchronize()
             saved.append(progress.step)
-            trainer.catch_up()
-        elif saved and trainer.step == progress.step < 40:
-            saved.append(progress.step)
-    assert seen == list(range(1, 41)) and trainer.step == 40
-    assert saved == [7, 11, 20, 24]
+            assert len(read) == progress.step
+    assert len(read) == trainer.step == 40 and saved == [7, 20]
+    assert read == [progress.pending for progress in seen]
 
 
 @CONFIGS
@@ -154,11 +157,11 @@ def test_a_run_cut_goes_on_to_the_same_bytes(config, graphed, tmp_path: Path) ->
     expected, seen = losses(whole), []
     for progress in first.steps():
         seen.append(progress.loss)
-        first.catch_up()
-        if len(seen) >= 3 and first.step == progress.step:
+        if len(seen) == 5:
             break
-    save_checkpoint(tmp_path, first.step, *first.state())
-    second.restore(load_newest(tmp_path))
+    first.synchronize()
+    save_checkpoint(tmp_path, first.step, *run_state(first))
+    restore(second, load_newest(tmp_path))
     assert second.step == len(seen) == 5
     assert seen + losses(second) == expected and learned(second) == learned(whole)
 
@@ -169,9 +172,9 @@ def test_a_step_that_is_not_finite_moves_nothing_and_none_after_it_does(
     config = replace(PREFIX, epochs=5, evals=1)
     good, trainer = make(config), make(config)
     for progress in good.steps():
-        good.catch_up()
-        if progress.step == good.step >= 3:
+        if progress.step == 5:
             break
+    good.synchronize()
     prepare, asked = GraphedStep.prepare, []
 
     def spoil(self, batch, lr):
@@ -187,13 +190,13 @@ def test_a_step_that_is_not_finite_moves_nothing_and_none_after_it_does(
         seen.extend(trainer.steps())
     assert len(asked) > good.step + 1  # some were begun after it
     assert trainer.step == good.step
-    for name, tensor in good.state()[0].items():
-        assert torch.equal(trainer.state()[0][name], tensor), name
+    for name, tensor in run_state(good)[0].items():
+        assert torch.equal(run_state(trainer)[0][name], tensor), name
 
 
 def test_warming_up_moves_nothing(graphed) -> None:
     trainer = make(FINETUNE)
-    before, engine = learned(trainer), trainer.graphs
+    before, engine = learned(trainer), trainer.stepper
     engine.bad.fill_(1.0)
     work = engine.prepare(trainer.train_set[:6], 0.1)
     for _ in range(3):
@@ -215,7 +218,7 @@ def test_where_graphs_can_be() -> None:
         dict(depth="embedding"),
     ):
         assert why_not_graphs(replace(config, **other), ALONE)
-    assert make(PREFIX).graphs is None
+    assert isinstance(make(PREFIX).stepper, EagerStep)
 
 
 # The worker
@@ -228,12 +231,12 @@ def test_ahead_keeps_the_order_and_is_another_thread() -> None:
         made.append(x)
         return x, threading.get_ident()
 
-    results = ahead(make_one, range(20), depth=3)
+    results = prefetch(make_one, range(20), depth=3)
     first = next(results)
     assert first[0] == 0 and first[1] != threading.get_ident()
     assert len(made) <= 4
     assert [x for x, _ in results] == list(range(1, 20))
-    broken = ahead(lambda x: 1 // x, [1, 0, 1])
+    broken = prefetch(lambda x: 1 // x, [1, 0, 1])
     assert next(broken) == 1
     with pytest.raises(ZeroDivisionError):
         next(broken)
@@ -249,7 +252,7 @@ def make_on_gpu(config: TrainConfig, data: Sequence[Encoded] | None = None) -> T
     model = GPT2(GPU_SHAPE, "triton").initialize(1).to("cuda")
     if config.mode == "prefix" and config.dtype == "bf16":
         model = model.bfloat16()
-    return Trainer(config, model, examples(200) if data is None else data, [])
+    return make_trainer(config, model, examples(200) if data is None else data, [])
 
 
 def on_gpu(test):
@@ -270,10 +273,10 @@ GPU_CONFIGS = pytest.mark.parametrize(
 @GPU_CONFIGS
 def test_replays_give_the_losses_of_eager_steps(config: TrainConfig) -> None:
     graphs, eager = make_on_gpu(config), make_on_gpu(config)
-    assert graphs.graphs is not None
-    eager.graphs, eager.why_not_graphs = None, "they are not wanted"
+    assert isinstance(graphs.stepper, GraphedStep)
+    eager.stepper = EagerStep(eager.gradients, config)
     ours, theirs = losses(graphs), losses(eager)
-    assert graphs.graphs.captured.count >= 1
+    assert graphs.stepper.captured.count >= 1
     if config.dropout:  # padding moves the masks
         assert sum(ours) == pytest.approx(sum(theirs), rel=0.02)
     else:
@@ -304,7 +307,7 @@ def test_nothing_is_captured_compiled_or_allocated_after_a_while(mode: str) -> N
                 held[progress.step] = (
                     torch.cuda.memory_allocated(),
                     torch.cuda.memory_reserved(),
-                    trainer.graphs.captured.count,
+                    trainer.stepper.captured.count,
                     len(compiled),
                 )
     finally:

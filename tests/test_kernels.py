@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mingpt_prefix import kernels
+from mingpt_prefix.checkpoints.pretrained import choose_attention, load_model
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.weights import choose_attention, load_model
 
 ROOT = Path(__file__).parents[1]
 HAS_GPU = torch.cuda.is_available()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.weights import save_model
 from sample import CHUNK
 
 ROOT = Path(__file__).parents[1]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from mingpt_prefix import packed
+from mingpt_prefix.accel import prepacked_linear as packed
+from mingpt_prefix.adapters.lora_file import fold, folded_fingerprint
 from mingpt_prefix.batch import Encoded, PackedBatch, pack
+from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model, save_model
 from mingpt_prefix.config import TARGETS, ModelConfig
 from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.lora import Lora
-from mingpt_prefix.low_rank import LowRank, fold, folded_fingerprint
+from mingpt_prefix.lora import Lora, LowRank
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder
-from mingpt_prefix.weights import fingerprint, load_model, save_model
 
 LITTLE = ModelConfig(3, 3, 24, vocab_size=61, n_positions=64, eos_token_id=60, tokenizer=None)
 # As wide as GPT-2 small: its frozen weights are packed for the processor.
@@ -45,10 +45,19 @@ def trained(model: GPT2, targets: Sequence[str], dropout: float = 0.0) -> Lora:
     return lora.to(model.wte.weight.dtype)
 
 
-def loss_of(model: GPT2, low_rank: LowRank, batch: PackedBatch | None = None) -> torch.Tensor:
-    batch = batch or pack(EXAMPLES)
-    hidden = model(batch.tokens, batch.positions, batch.layout, low_rank=low_rank)
+def plain_loss(model: GPT2, batch: PackedBatch) -> torch.Tensor:
+    hidden = model(batch.tokens, batch.positions, batch.layout)
     return cross_entropy(model.head(hidden[batch.target_index]), batch.target_tokens)
+
+
+def loss_of(model: GPT2, low_rank: LowRank, batch: PackedBatch | None = None) -> torch.Tensor:
+    with low_rank.attached(model):
+        return plain_loss(model, batch or pack(EXAMPLES))
+
+
+def logits_of(model: GPT2, low_rank: LowRank, ids: Sequence, prefix=None) -> list[torch.Tensor]:
+    with low_rank.attached(model):
+        return model.logits(ids, prefix)
 
 
 def peer_of(folder: Path, lora: Lora):
@@ -95,17 +104,19 @@ def test_logits_loss_and_gradients_are_pefts(shape, dtype, targets, tolerance, t
     model = make(shape, tmp_path / "base", dtype)
     lora = trained(model, targets)
     peer = peer_of(tmp_path / "base", lora)
-    packed.pack(model, backward=True)
+    packed.prepack(model, backward=True)
     if shape is WIDE and packed.available():
-        assert model.h[0].attn.c_attn.packed is not None
+        assert model.h[0].attn.c_attn.copy.packed is not None
     longest = EXAMPLES[1]
     theirs = peer(input_ids=longest.ids[None]).logits[0]
-    (ours,) = model.logits([longest.ids], low_rank=lora())
+    (ours,) = logits_of(model, lora(), [longest.ids])
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
     (plain,) = model.logits([longest.ids])
     assert (plain - ours).abs().max() > 1e-2
     loss = loss_of(model, lora(), pack([longest]))
-    expected = cross_entropy(theirs[longest.context - 1 : -1], longest.ids[longest.context :])
+    expected = cross_entropy(
+        theirs[longest.prompt_length - 1 : -1], longest.ids[longest.prompt_length :]
+    )
     torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
     loss.backward()
     expected.backward()
@@ -122,10 +133,10 @@ def test_folded_is_as_beside_the_weights_and_as_peft_merges(tmp_path: Path) -> N
     model = make(LITTLE, tmp_path / "base", "fp64")
     lora, prefix = trained(model, TARGETS), PrefixEncoder(LITTLE, 5, 8).double()()
     ids = [e.ids for e in EXAMPLES]
-    beside = model.logits(ids, prefix, low_rank=lora())
+    beside = logits_of(model, lora(), ids, prefix)
     before = fingerprint(model)
     base = model.fingerprint
-    packed.pack(model)
+    packed.prepack(model)
     twin = fold(load_model(tmp_path / "base", "cpu", "fp64"), lora())
     for one, other in zip(twin.logits(ids, prefix), beside, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
@@ -144,8 +155,10 @@ def test_computing_again_in_backward_changes_nothing(dropout: float, tmp_path: P
     lora, found = trained(model, TARGETS, dropout), []
     for model.grad_checkpoint in (False, True):
         torch.manual_seed(3)
-        loss = loss_of(model, lora())
-        found.append([loss, *torch.autograd.grad(loss, list(lora.parameters()))])
+        changes = lora()
+        with changes.attached(model):  # in backward too
+            loss = plain_loss(model, pack(EXAMPLES))
+            found.append([loss, *torch.autograd.grad(loss, list(lora.parameters()))])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
@@ -166,7 +179,7 @@ def test_the_model_is_at_first_what_it_was(tmp_path: Path) -> None:
     model = make(LITTLE, tmp_path / "base", "fp64")
     lora = Lora(LITTLE, RANK, ALPHA, TARGETS)
     ids = EXAMPLES[1].ids
-    assert torch.equal(model.logits([ids], low_rank=lora())[0], model.logits([ids])[0])
+    assert torch.equal(logits_of(model, lora(), [ids])[0], model.logits([ids])[0])
     for a in lora.a:
         bound = a.shape[1] ** -0.5
         assert 0.95 * bound < a.abs().max() <= bound

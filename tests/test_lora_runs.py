@@ -11,17 +11,18 @@ from safetensors.torch import load_file, save
 
 import sample
 import train
-from mingpt_prefix import export, low_rank
+from mingpt_prefix import lora as low_rank
+from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, read_lora, save_lora
+from mingpt_prefix.adapters.prefix_file import load_prefix
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import Decoding, ModelConfig
+from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import AdapterError, LoraError
+from mingpt_prefix.evaluation.pipeline import open_pipeline
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.export import convert as export
 from mingpt_prefix.lora import Lora
-from mingpt_prefix.lora_file import LoraInfo, load_folded, read_lora, save_lora
-from mingpt_prefix.prefix_file import load_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import parse_table
-from mingpt_prefix.voices import open_voices
-from mingpt_prefix.weights import load_model, save_model
-from mingpt_prefix.writer import open_writer
+from mingpt_prefix.serve.models import open_models
 
 SHAPE = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 INFO = LoraInfo("tiny", "0a" * 32, 2, 4.0, ["attn.c_attn", "mlp.c_fc"], "text", {"lr": 0.1})
@@ -102,7 +103,7 @@ def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, c
     flags = ["--run", mode, "--model", str(small_model), *TABLE, "--max-new-tokens", "6"]
     assert sample.main(flags) == 0
     said = capsys.readouterr().out
-    writer = open_writer(SampleConfig(run=Path(mode), model=str(small_model)))
+    writer = open_pipeline(SampleConfig(run=Path(mode), model=str(small_model)))
     table = parse_table(TABLE[1])
     assert writer.write([table], Decoding(max_new_tokens=6)) == [said.rstrip("\n")]
     # The weights that write are the base's with the changes, and the prefix is the run's.
@@ -114,25 +115,26 @@ def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, c
     )
     changes, _ = read_lora(made / mode / "lora.safetensors")
     ids = [torch.arange(9)]
-    (beside,) = base.logits(ids, writer.prefix, low_rank=changes)
+    with changes.attached(base):
+        (beside,) = base.logits(ids, writer.prefix)
     torch.testing.assert_close(writer.model.logits(ids, writer.prefix)[0], beside)
 
 
 def test_a_server_s_voices(made: Path, small_model: Path) -> None:
     flags = SampleConfig(run=made / "prefix", model=str(small_model), beside=(made / "lora",))
-    voices = open_voices(flags)
+    voices = open_models(flags)
     assert [(v.name, v.kind) for v in voices] == [
         ("prefix", "prefix"), ("frozen", "frozen"), ("lora", "fine-tuned"),
     ]  # fmt: skip
-    (both,) = open_voices(SampleConfig(run=made / "prefix+lora", model=str(small_model)))
-    assert (both.name, both.kind) == ("prefix+lora", "fine-tuned") and both.writer.prefix
+    (both,) = open_models(SampleConfig(run=made / "prefix+lora", model=str(small_model)))
+    assert (both.name, both.kind) == ("prefix+lora", "fine-tuned") and both.pipeline.prefix
     # By their files, which have the name of every run's.
     file = made / "lora" / "lora.safetensors"
-    (alone,) = open_voices(SampleConfig(lora=file, model=str(small_model)))
+    (alone,) = open_models(SampleConfig(lora=file, model=str(small_model)))
     assert (alone.name, alone.kind) == ("lora", "fine-tuned")
-    found = open_voices(dataclasses.replace(flags, beside=(file, made / "prefix+lora")))
+    found = open_models(dataclasses.replace(flags, beside=(file, made / "prefix+lora")))
     assert [v.name for v in found] == ["prefix", "frozen", "lora", "prefix+lora"]
-    assert found[2].writer.model.fingerprint == voices[2].writer.model.fingerprint
+    assert found[2].pipeline.model.fingerprint == voices[2].pipeline.model.fingerprint
 
 
 def test_sample_takes_the_files_of_a_run(made: Path, small_model: Path, capsys, monkeypatch):
@@ -191,7 +193,7 @@ def test_a_prefix_trained_with_lora_is_no_use_without(
         (["--mode", "lora", "--lora-targets", "wte"], "wte"),
         (["--mode", "lora", "--lora-targets", "mlp.c_fc", "mlp.c_fc"], "each once"),
         (["--mode", "lora", "--prefix-length", "4"], "--mode prefix or prefix+lora, not lora"),
-        (["--mode", "lora", "--gated"], "--mode prefix or prefix+lora, not lora"),
+        (["--mode", "lora", "--reparam"], "--mode prefix or prefix+lora, not lora"),
         (["--mode", "lora", "--lora-lr", "0.1"], "--lora-lr is for --mode prefix+lora, not lora"),
         (["--mode", "lora", "--optimizer", "muon"], "--optimizer muon is for matrices"),
         (["--mode", "prefix", "--lora-rank", "4"], "--mode lora or prefix+lora, not prefix"),

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mingpt_prefix.loss import NOT_COUNTED, summed_cross_entropy
+from mingpt_prefix.loss import IGNORE_INDEX, summed_cross_entropy
 
 
 def draw(dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = scale * torch.randn(7, 50, generator=generator, dtype=torch.float64)
     targets = torch.randint(50, (7,), generator=generator)
-    targets[[2, 5]] = NOT_COUNTED
+    targets[[2, 5]] = IGNORE_INDEX
     return logits.to(dtype).requires_grad_(), targets
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mingpt_prefix import caption_metrics, score
+from mingpt_prefix import score
 from mingpt_prefix.errors import ConfigError, DataError
-from mingpt_prefix.metrics import METRICS, bleu, mteval_tokens, nist, read_references
+from mingpt_prefix.metrics import caption_metrics
+from mingpt_prefix.metrics.scores import METRICS, bleu, mteval_tokens, nist, read_references
 
 WORDS = (
     "The the Mill mill is a cheap pub near £20-25 café, 3.5 don't (riverside). O'Neil & -5".split()
@@ -123,7 +124,8 @@ def test_counts_that_do_not_fit(metric, hypotheses, references, what: str) -> No
 
 
 def test_a_score_that_is_no_number_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr("mingpt_prefix.metrics.caption_scores", lambda *_: {"meteor": math.nan})
+    name = "mingpt_prefix.metrics.scores.caption_scores"
+    monkeypatch.setattr(name, lambda *_: {"meteor": math.nan})
     with pytest.raises(DataError, match="no score: meteor is nan"):
         score(["a"], [["a"]], ["bleu", "meteor"])
 

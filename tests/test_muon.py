@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mingpt_prefix.muon import Muon, orthogonalized
+from mingpt_prefix.optim import Muon, orthogonalized
 
 SHAPES = [(20, 8), (8, 20), (20, 8), (6, 6), (8, 20)]
 

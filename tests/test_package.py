@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import mingpt_prefix
-from mingpt_prefix.console import INTERRUPTED, PIPE_CLOSED, run_script
+from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.cli.terminal import INTERRUPTED, PIPE_CLOSED, run_script
 from mingpt_prefix.errors import TableError
-from mingpt_prefix.plots import save_loss_curve
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "mingpt_prefix" / "tiny"
@@ -51,8 +51,15 @@ def test_all_embedded_files_are_package_data() -> None:
 
 def test_the_page_is_package_data() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    pages = [path.name for path in (ROOT / "mingpt_prefix").glob("*.html")]
-    assert settings["setuptools"]["package-data"]["mingpt_prefix"] == pages == ["page.html"]
+    pages = [path.name for path in (ROOT / "mingpt_prefix" / "serve").glob("*.html")]
+    assert settings["setuptools"]["package-data"]["mingpt_prefix.serve"] == pages == ["page.html"]
+
+
+def test_every_room_is_in_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    rooms = [path.parent.name for path in (ROOT / "mingpt_prefix").glob("*/__init__.py")]
+    expected = {"mingpt_prefix", *(f"mingpt_prefix.{room}" for room in [*rooms, "kernels"])}
+    assert expected <= set(settings["setuptools"]["packages"])
 
 
 def test_all_embedded_files_have_10_mb_at_most() -> None:

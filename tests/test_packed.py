@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mingpt_prefix import packed
+from mingpt_prefix.accel import prepacked_linear as packed
 from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
@@ -31,6 +31,17 @@ def make() -> GPT2:
     return model.requires_grad_(False).eval()
 
 
+def copy_of(model: GPT2) -> packed.PackedWeight | None:
+    """The packed copy of the head's weight."""
+    head = model.tied_head
+    return head.copy.packed if isinstance(head, packed.PrepackedHead) else None
+
+
+def generating(model: GPT2, ids: list[torch.Tensor]) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return model.logits(ids)
+
+
 def losses_and_gradients(model: GPT2) -> tuple[torch.Tensor, list[torch.Tensor]]:
     encoder = PrefixEncoder(SHAPE, 4, 8)
     batch = pack([Encoded(torch.arange(n) % 97, n // 2) for n in (9, 30, 2)], 4)
@@ -43,8 +54,8 @@ def losses_and_gradients(model: GPT2) -> tuple[torch.Tensor, list[torch.Tensor]]
 def test_the_same_loss_and_gradients() -> None:
     model = make()
     loss, gradients = losses_and_gradients(model)
-    packed.pack(model, backward=True)
-    assert model.packed_head is not None and model.h[1].mlp.c_fc.packed is not None
+    packed.prepack(model, backward=True)
+    assert copy_of(model) is not None and model.h[1].mlp.c_fc.copy.packed is not None
     again, others = losses_and_gradients(model)
     torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
     for one, other in zip(gradients, others, strict=True):
@@ -54,7 +65,9 @@ def test_the_same_loss_and_gradients() -> None:
 def test_without_backward_training_takes_the_plain_product() -> None:
     model = make()
     loss, gradients = losses_and_gradients(model)
-    packed.pack(model)
+    packed.prepack(model)
+    generating(model, [torch.arange(5)])
+    assert copy_of(model) is not None
     again, others = losses_and_gradients(model)
     # The layers before the first prefix row need no gradient, and are packed.
     torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
@@ -71,51 +84,55 @@ def test_a_weight_that_has_changed_is_not_taken_from_the_copy() -> None:
         lambda model: model.double(),
     ):
         model = make()
-        packed.pack(model)
+        packed.prepack(model)
+        before = generating(model, ids)[0]
         with torch.no_grad():
-            before = model.logits(ids)[0]
             change(model)
             fresh = GPT2(SHAPE).to(model.wte.weight.dtype)
             fresh.load_state_dict(model.state_dict())
             after, expected = model.logits(ids)[0], fresh.eval().logits(ids)[0]
         assert (after - before).abs().max() > 1e-3 or after.dtype == torch.float64
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
-        packed.pack(model)
-        with torch.no_grad():
-            torch.testing.assert_close(model.logits(ids)[0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(generating(model, ids)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(not packed.available(torch.bfloat16), reason="not for bfloat16")
 def test_writing_in_bfloat16_is_packed_and_training_is_not() -> None:
     model = make().bfloat16()
-    packed.pack(model, backward=True)
-    assert model.packed_head is None
+    packed.prepack(model, backward=True)
     ids = [torch.arange(12), torch.arange(3)]
     with torch.no_grad():
         expected = model.logits(ids)
-        packed.pack(model)
-        assert model.packed_head is not None
-        for found, wanted in zip(model.logits(ids), expected, strict=True):
-            torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+    assert copy_of(model) is None
+    for found, wanted in zip(generating(model, ids), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+    assert copy_of(model) is not None
 
 
 def test_only_frozen_models_of_these_dtypes_are_packed() -> None:
+    ids = [torch.arange(5)]
     for model in (make().requires_grad_(True), make().double(), make().half()):
-        packed.pack(model)
-        assert model.packed_head is None
+        packed.prepack(model, backward=True)
+        generating(model, ids)
+        assert copy_of(model) is None
     model = make()
-    packed.pack(model)
-    held = model.packed_head
-    packed.pack(model)
-    assert model.packed_head is held  # not again
-    packed.pack(model, backward=True)
-    assert model.packed_head is not held
+    packed.prepack(model)
+    with torch.no_grad():
+        model.logits(ids)
+    assert copy_of(model) is None  # only generating copies
+    generating(model, ids)
+    held = copy_of(model)
+    packed.prepack(model)
+    generating(model, ids)
+    assert copy_of(model) is held is not None  # not again
+    packed.prepack(model, backward=True)
+    assert copy_of(model) is not held
     model.requires_grad_(True)
     (logits,) = model.logits([torch.arange(5)])
     logits.sum().backward()
     assert model.h[0].mlp.c_fc.weight.grad is not None and model.wte.weight.grad is not None
     twin = copy.deepcopy(model)
-    assert twin.packed_head is None and twin.h[0].mlp.c_fc.packed is None
+    assert copy_of(twin) is None and twin.h[0].mlp.c_fc.copy.packed is None
 
 
 @pytest.mark.parametrize("limit", [{"MOST_BYTES": 1000}, {"LEAST_WIDTH": 49}], ids=str)
@@ -123,5 +140,6 @@ def test_too_large_or_narrow_a_model_is_left_alone(limit: dict, monkeypatch) -> 
     for name, value in limit.items():
         monkeypatch.setattr(packed, name, value)
     model = make()
-    packed.pack(model)
-    assert model.packed_head is None
+    packed.prepack(model)
+    generating(model, [torch.arange(5)])
+    assert copy_of(model) is None

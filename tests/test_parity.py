@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, encode_example, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
+from mingpt_prefix.checkpoints.atomic_write import cache_dir
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.config import MODELS, ModelConfig
-from mingpt_prefix.data import e2e_available, load_examples
-from mingpt_prefix.files import cache_dir
+from mingpt_prefix.data.datasets import e2e_available, load_examples
+from mingpt_prefix.data.encoding import encode_example
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.prefix import PrefixEncoder
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import load_model, save_model
 
 # PEFT calls transformers in ways that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -92,7 +93,7 @@ def padded(examples: Sequence[Encoded]) -> dict[str, Tensor]:
     for row, e in enumerate(examples):
         out["input_ids"][row, : len(e.ids)] = e.ids
         out["attention_mask"][row, : len(e.ids)] = 1
-        out["labels"][row, e.context : len(e.ids)] = e.ids[e.context :]
+        out["labels"][row, e.prompt_length : len(e.ids)] = e.ids[e.prompt_length :]
     return out
 
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mingpt_prefix import adapter_file
-from mingpt_prefix.batch import PrefixKV
-from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.errors import ConfigError, PrefixError
-from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixEncoder
-from mingpt_prefix.prefix_file import (
+from mingpt_prefix.adapters import adapter_file
+from mingpt_prefix.adapters.prefix_file import (
     PrefixInfo,
     check_prefix,
     load_prefix,
     read_prefix,
     save_prefix,
 )
-from mingpt_prefix.weights import fingerprint
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.checkpoints.pretrained import fingerprint
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.errors import ConfigError, PrefixError
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.prefix import PrefixEncoder
 
 CONFIG = ModelConfig(2, 3, 24, vocab_size=61, n_positions=40, eos_token_id=60, tokenizer="tiny")
 P = 4

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.pretraining import Windows, bits_per_byte, is_held_out, read_corpus
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import Windows, bits_per_byte, is_held_out, read_corpus
-from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import load_tokenizer
 
 TEXTS = [f"Document {n}.\nIt has a second line." for n in range(600)]
 FILE = "\n<|endoftext|>\n".join(TEXTS)
@@ -56,7 +56,7 @@ def test_bad_files(name: str, content: bytes, what: str, tmp_path: Path) -> None
 def test_windows_predict_every_token_once(length: int) -> None:
     stream = np.arange(length, dtype=np.uint16)
     windows = Windows(stream, 32, spread=10)
-    predicted = [int(t) for window in windows for t in window.ids[window.context :]]
+    predicted = [int(t) for window in windows for t in window.ids[window.prompt_length :]]
     assert predicted == list(range(1, length))
     assert all(len(window.ids) <= 32 and 0 <= window.offset <= 10 for window in windows)
     with pytest.raises(IndexError):

@@ -14,10 +14,10 @@ import torch
 from processes import finish, start_training
 
 import train
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
-from mingpt_prefix.files import remove_parts
-from mingpt_prefix.machine import changes
-from mingpt_prefix.weights import load_model, save_model
+from mingpt_prefix.accel.environment import changes
+from mingpt_prefix.checkpoints.atomic_write import remove_parts
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 
 QUICK = ["--device", "cpu", "--batch-size", "8", "--max-steps", "4", "--evals", "2"]
 
@@ -126,7 +126,8 @@ def test_another_base_or_other_data_is_refused(stopped: Path, capsys) -> None:
 
 
 def test_one_process_alone_trains_in_a_folder(stopped: Path, capsys) -> None:
-    code = "import sys, time; from pathlib import Path; from mingpt_prefix.runs import RunFolder; "
+    code = "import sys, time; from pathlib import Path; "
+    code += "from mingpt_prefix.checkpoints.run_folder import RunFolder; "
     code += "held = RunFolder.reopen(Path('run'), 2); print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code]
     root = str(Path(train.__file__).parent)

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from mingpt_prefix import tiny
-from mingpt_prefix.batch import encode_prompt
+from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_prefix
+from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model, save_model
+from mingpt_prefix.checkpoints.run_folder import newest_finished, read_run
+from mingpt_prefix.cli.terminal import INTERRUPTED, PIPE_CLOSED
 from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.console import INTERRUPTED, PIPE_CLOSED
-from mingpt_prefix.decoding import generate
-from mingpt_prefix.describe import one_line
+from mingpt_prefix.data.encoding import encode_prompt
+from mingpt_prefix.data.tables import TEXT_FORMAT, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.evaluation.table_to_text import one_line
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix_file import PrefixInfo, load_prefix, save_prefix
-from mingpt_prefix.runs import newest_finished, read_run
-from mingpt_prefix.tables import TEXT_FORMAT, parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.weights import fingerprint, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 TABLE = "name[The Mill], eatType[pub]"

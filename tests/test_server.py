@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from serving import CONFIG, FLAGS, PREFIXES, make_files, serving
 
 import sample
-from mingpt_prefix import batching
-from mingpt_prefix.asking import Limits, Refusal, read_ask
 from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.tables import parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import MingptPrefixError
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import parse_table
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.voices import open_voices
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.serve import batching
+from mingpt_prefix.serve.models import open_models
+from mingpt_prefix.serve.requests import Limits, Refusal, read_query
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-from mingpt_prefix.server import make_app  # noqa: E402
+from mingpt_prefix.serve.server import make_app
 
 TABLE = "name[The Mill], eatType[pub]"
 WHOSE = [{"prefix": name} for name in PREFIXES] + [{"prefix": None}, {"model": "tuned"}]
@@ -65,16 +65,16 @@ def config_of(folder: Path, **fields) -> SampleConfig:
 @pytest.fixture(scope="module")
 def voices(folder: Path) -> dict:
     """The same voices in this process, by name, to compare with."""
-    return {voice.name: voice for voice in open_voices(config_of(folder))}
+    return {voice.name: voice for voice in open_models(config_of(folder))}
 
 
 def expected(voices: dict, ask: dict) -> list[dict]:
-    """What `Writer` says to a request by itself."""
+    """What `Pipeline` says to a request by itself."""
     name = ask.get("model") or (ask.get("prefix", "short") or "frozen")
     rules = {f.name: ask[f.name] for f in dataclasses.fields(Decoding) if f.name in ask}
     rules = Decoding(**{"max_new_tokens": 12} | rules)
     table = parse_table(ask["table"])
-    (said,) = voices[name].writer.write_scored([table], rules, [ask.get("seed", 0)])
+    (said,) = voices[name].pipeline.write_scored([table], rules, [ask.get("seed", 0)])
     return [{"text": s.text, "score": pytest.approx(s.score, abs=1e-6)} for s in said]
 
 
@@ -219,7 +219,7 @@ NAMES += ["prefix", "model", "seed", "stream", "tokens", "table"]
 def test_any_request_is_taken_or_refused(voices, fields: dict) -> None:
     body = json.dumps({"table": TABLE, **fields}).encode()
     try:
-        ask = read_ask(body, list(voices.values()), Decoding(), 0, Limits())
+        ask = read_query(body, list(voices.values()), Decoding(), 0, Limits())
     except Refusal as error:
         assert error.status in (400, 404) and 0 < len(str(error)) < 400
         assert str(error).isprintable()
@@ -298,7 +298,7 @@ def test_clients_that_hang_up_harm_nobody(address, voices) -> None:
 
 
 async def in_app(folder: Path, limits: Limits, use) -> object:
-    app = make_app(open_voices(config_of(folder)), config_of(folder), limits)
+    app = make_app(open_models(config_of(folder)), config_of(folder), limits)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -380,7 +380,7 @@ def test_an_interrupt_ends_it(folder, voices) -> None:
 
 
 def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
-    hasty = "import mingpt_prefix.server as server; server._GRACE = 0.3"
+    hasty = "import mingpt_prefix.serve.server as server; server._GRACE = 0.3"
     ask = {"table": TABLE, "beams": 16, "max_new_tokens": 100, "min_new_tokens": 90}
     with (
         serving(folder, *FLAGS, changes=hasty) as (address, process),
@@ -427,7 +427,7 @@ def test_a_port_that_is_taken(capsys) -> None:
 
 def test_without_the_extra(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "mingpt_prefix.server")
+    monkeypatch.delitem(sys.modules, "mingpt_prefix.serve.server")
     assert sample.main(["--serve"]) == 2
     assert capsys.readouterr().err.endswith("uvicorn: pip install 'mingpt-prefix[serve]'\n")
 
@@ -447,21 +447,21 @@ def test_names_that_come_twice(folder, tmp_path) -> None:
     other.joinpath("run.json").write_text(json.dumps(content), encoding="utf-8")
     other.joinpath("prefix.safetensors").write_bytes((folder / "long.safetensors").read_bytes())
     beside = (folder / "short.safetensors", other, other / "prefix.safetensors")
-    names = [voice.name for voice in open_voices(config_of(folder, beside=beside))]
+    names = [voice.name for voice in open_models(config_of(folder, beside=beside))]
     assert names == ["short", "short-2", "short-3", "short-4", "frozen"]
 
 
 def test_a_fine_tuned_model_alone(folder) -> None:
     tuned = config_of(folder, prefix=None, model=None, run=folder / "runs" / "tuned", beside=())
-    assert [(v.name, v.kind) for v in open_voices(tuned)] == [("tuned", "fine-tuned")]
+    assert [(v.name, v.kind) for v in open_models(tuned)] == [("tuned", "fine-tuned")]
     beside = dataclasses.replace(tuned, beside=(folder / "short.safetensors",))
     with pytest.raises(MingptPrefixError, match=r"short.safetensors: the prefix was made for"):
-        open_voices(beside)
+        open_models(beside)
 
 
 def test_a_model_alone(folder) -> None:
     alone = config_of(folder, prefix=None, beside=())
-    assert [(v.name, v.kind) for v in open_voices(alone)] == [("frozen", "frozen")]
+    assert [(v.name, v.kind) for v in open_models(alone)] == [("frozen", "frozen")]
 
 
 def test_tokens_that_are_parts_of_characters(client) -> None:

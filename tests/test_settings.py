@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mingpt_prefix import settings
-from mingpt_prefix.config import TARGETS, config_from_json, to_json
+from mingpt_prefix.checkpoints.resuming import config_from_json
+from mingpt_prefix.cli import settings
+from mingpt_prefix.cli.settings import resolve
+from mingpt_prefix.cli.train_args import TrainArgs
+from mingpt_prefix.config import TARGETS, to_json
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, WeightsError
-from mingpt_prefix.settings import resolve
-from mingpt_prefix.train_args import TrainArgs
 
 
 def pretend(monkeypatch, gpu: bool, weights: tuple[bool, str] = (True, "cached")) -> None:

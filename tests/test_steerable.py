@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.data.pretraining import Windows
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.pretraining import Windows
 from mingpt_prefix.tiny import make_steerable
 from mingpt_prefix.tiny.make_steerable import LONGEST, Args, Life, TableTask, tables_batch, train
-from mingpt_prefix.tokenizer import load_tokenizer
 
 SHAPE = ModelConfig(2, 2, 16, vocab_size=4096, n_positions=512, eos_token_id=4095, tokenizer="tiny")
 ARGS = Args(steps=3, pool=3, life=2, tasks=2, examples=2, windows=1)
@@ -32,10 +32,10 @@ def test_a_task_writes_all_its_tables_in_one_way() -> None:
     drawn = [task.draw() for _ in range(20)]
     assert len({tuple(e.ids.tolist()) for e in drawn}) > 10
     for example in drawn:
-        assert example.ids[example.context - 1] == example.ids[-1] == TOKENIZER.eos
+        assert example.ids[example.prompt_length - 1] == example.ids[-1] == TOKENIZER.eos
         assert len(example.ids) <= LONGEST and example.n_targets > 1
     marks = {name for name in (slot.name for slot in task.domain.slots)}
-    told = " ".join(TOKENIZER.decode(e.ids[: e.context - 1].tolist()) for e in drawn)
+    told = " ".join(TOKENIZER.decode(e.ids[: e.prompt_length - 1].tolist()) for e in drawn)
     assert any(task.style.spell(name) in told for name in marks)
 
 

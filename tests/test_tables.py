@@ -4,20 +4,19 @@ import json
 
 import pytest
 
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, TableError
-from mingpt_prefix.readers import table_from_line
-from mingpt_prefix.tables import (
+from mingpt_prefix.data.readers import table_from_line
+from mingpt_prefix.data.tables import (
     MAX_TABLE_CHARS,
     TEXT_FORMAT,
     Table,
     format_table,
     linearize,
     parse_table,
-    printable,
     table_from_json,
     target_text,
 )
-from mingpt_prefix.templates import TEMPLATE_FORMAT, template_fields, template_format
+from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, template_format
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, TableError, printable
 
 MILL = Table((("name", "The Mill"), ("eatType", "pub")))
 

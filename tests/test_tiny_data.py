@@ -14,13 +14,13 @@ from random import Random
 import pytest
 
 from mingpt_prefix import tiny
-from mingpt_prefix.faults import SAMPLE as WORDINGS_OF_SAMPLE
-from mingpt_prefix.faults import SLOTS, Fault, faults, slot_errors
-from mingpt_prefix.text import documents as read_documents
+from mingpt_prefix.data.text import documents as read_documents
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.evaluation.faults import SAMPLE as WORDINGS_OF_SAMPLE
+from mingpt_prefix.evaluation.faults import SLOTS, Fault, faults, slot_errors
 from mingpt_prefix.tiny import corpus, make, make_sample
 from mingpt_prefix.tiny.names import WORDINGS, Names
 from mingpt_prefix.tiny.sentences import Author, describe
-from mingpt_prefix.tokenizer import load_tokenizer
 
 SAMPLE = Path(make_sample.__file__).with_name("sample")
 WORDS = "lantern meadow copper violin thunder parcel silver window garden whistle".split()

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import train
-from mingpt_prefix.plots import save_loss_curve
-from mingpt_prefix.prefix_file import read_prefix
-from mingpt_prefix.weights import fingerprint, load_model
+from mingpt_prefix.adapters.prefix_file import read_prefix
+from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model
+from mingpt_prefix.cli.plots import save_loss_curve
 
 ROOT = Path(train.__file__).parent
 QUICK = ["--device", "cpu", "--epochs", "2", "--batch-size", "8", "--evals", "2"]

@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import save
 
 from mingpt_prefix.batch import Encoded, pack
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import fingerprint
+from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.errors import CheckpointError, ConfigError, TrainingError
+from mingpt_prefix.evaluation.training_run import make_trainer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate
-from mingpt_prefix.training import Trainer
-from mingpt_prefix.weights import fingerprint
+from mingpt_prefix.trainer import Trainer
 
 SHAPE = ModelConfig(2, 2, 16, vocab_size=50, n_positions=48, eos_token_id=49, tokenizer=None)
 PREFIX = TrainConfig(
@@ -27,14 +29,13 @@ PRETRAIN = replace(
     FINETUNE, mode="pretrain", weight_decay=0.1, warmup=0.3, dropout=0.0, optimizer="muon"
 )
 DIRECT = replace(PREFIX, reparam=False, lr=0.03)
-GATED = replace(DIRECT, gated=True)
 LORA = replace(
     PREFIX, mode="lora", prefix_length=0, lora_rank=2, lora_alpha=4.0, lora_dropout=0.1,
     lora_targets=("attn.c_attn", "mlp.c_fc"),
 )  # fmt: skip
 BOTH = replace(LORA, mode="prefix+lora", prefix_length=4, lora_lr=0.02)
 NAMED = {
-    "prefix": PREFIX, "direct": DIRECT, "gated": GATED, "lora": LORA, "prefix+lora": BOTH,
+    "prefix": PREFIX, "direct": DIRECT, "lora": LORA, "prefix+lora": BOTH,
     "finetune": FINETUNE, "pretrain": PRETRAIN,
 }  # fmt: skip
 MODES = pytest.mark.parametrize("config", NAMED.values(), ids=NAMED)
@@ -56,7 +57,7 @@ def make(config: TrainConfig, count: int = 20, dtype: torch.dtype = torch.float3
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 5  # fresh weights hardly answer to a prefix
-    return Trainer(config, model, examples(count), examples(8, seed=1))
+    return make_trainer(config, model, examples(count), examples(8, seed=1))
 
 
 def learned(trainer: Trainer) -> bytes:
@@ -82,7 +83,7 @@ def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
     assert trainer.best_loss == min(p.dev_loss for p in taken)
 
 
-@pytest.mark.parametrize("config", [PREFIX, GATED, LORA, BOTH], ids=lambda config: config.mode)
+@pytest.mark.parametrize("config", [PREFIX, LORA, BOTH], ids=lambda config: config.mode)
 def test_frozen_means_frozen(config: TrainConfig) -> None:
     trainer = make(config)
     before = fingerprint(trainer.model)
@@ -119,10 +120,10 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
     first = make(config)
     steps = first.steps()
     seen = [next(steps).loss for _ in range(cut)]
-    save_checkpoint(tmp_path, first.step, *first.state())
+    save_checkpoint(tmp_path, first.step, *run_state(first))
     torch.manual_seed(99)  # what another process's random state would be
     second = make(config)
-    second.restore(load_newest(tmp_path))
+    restore(second, load_newest(tmp_path))
     assert second.step == cut
     assert seen + losses(second) == expected
     assert learned(second) == learned(whole)
@@ -132,10 +133,10 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer = make(PREFIX)
     next(trainer.steps())
-    save_checkpoint(tmp_path, trainer.step, *trainer.state())
+    save_checkpoint(tmp_path, trainer.step, *run_state(trainer))
     for other in (replace(PREFIX, prefix_length=5), replace(PREFIX, reparam=False), FINETUNE):
         with pytest.raises(CheckpointError, match="another run"):
-            make(other).restore(load_newest(tmp_path))
+            restore(make(other), load_newest(tmp_path))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
@@ -209,7 +210,7 @@ def test_bf16_autocast_trains_the_weights_in_fp32() -> None:
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     trainer = make(PREFIX)
     for _ in zip(range(3), trainer.steps(), strict=False):
-        save_checkpoint(tmp_path, trainer.step, *trainer.state())
+        save_checkpoint(tmp_path, trainer.step, *run_state(trainer))
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["step-00000002.safetensors", "step-00000003.safetensors"]
     newest = tmp_path / kept[1]

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 import train
+from mingpt_prefix.adapters.learned import make_encoder, text_tokens
+from mingpt_prefix.adapters.prefix_file import read_prefix
 from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order, pack
+from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import Decoding, ModelConfig, TrainConfig
-from mingpt_prefix.decoding import generate
+from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.evaluation.pipeline import open_pipeline
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens, make_encoder, text_tokens
-from mingpt_prefix.prefix_file import read_prefix
-from mingpt_prefix.sample_config import SampleConfig
-from mingpt_prefix.tables import parse_table
-from mingpt_prefix.weights import save_model
-from mingpt_prefix.writer import open_writer
+from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens
 
 SHAPE = ModelConfig(3, 3, 24, vocab_size=4096, n_positions=64, eos_token_id=4095, tokenizer="tiny")
 CONFIG = TrainConfig(
@@ -183,7 +184,7 @@ def test_runs(flags, length, small_model, small_data, tmp_path: Path, monkeypatc
     losses = [json.loads(line)["loss"] for line in open("run/log.jsonl")]
     assert losses[-1] < losses[0]
     # What the run said of its first dev table, sample.py's writer says too.
-    writer = open_writer(SampleConfig(run=Path("run"), model=str(small_model)))
+    writer = open_pipeline(SampleConfig(run=Path("run"), model=str(small_model)))
     assert writer.placement == info.placement
     said = next(line for line in out.splitlines() if line.startswith("  says"))
     table = next(line for line in out.splitlines() if line.startswith("  table"))

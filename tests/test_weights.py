@@ -16,11 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from mingpt_prefix import weights
-from mingpt_prefix.config import MODELS, ModelConfig
-from mingpt_prefix.errors import ConfigError, WeightsError
-from mingpt_prefix.model import GPT2
-from mingpt_prefix.weights import (
+from mingpt_prefix.checkpoints import pretrained as weights
+from mingpt_prefix.checkpoints.pretrained import (
     choose_device,
     choose_dtype,
     fingerprint,
@@ -28,6 +25,9 @@ from mingpt_prefix.weights import (
     save_model,
     weights_at_hand,
 )
+from mingpt_prefix.config import MODELS, ModelConfig
+from mingpt_prefix.errors import ConfigError, WeightsError
+from mingpt_prefix.model import GPT2
 
 CONFIG = ModelConfig(2, 3, 24, vocab_size=61, n_positions=40, eos_token_id=60, tokenizer="tiny")
 IDS = [torch.tensor([3, 1, 4, 1, 5, 9, 2, 6]), torch.tensor([60, 2, 7])]

@@ -18,9 +18,10 @@ import mingpt_prefix
 from mingpt_prefix import generate, load_model, parse_table
 from mingpt_prefix.batch import encode_example, encode_prompt
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.tables import Example
-from mingpt_prefix.tokenizer import load_tokenizer
-from mingpt_prefix.training import Trainer
+from mingpt_prefix.data.tables import Example
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.trainer import Trainer
+from mingpt_prefix.evaluation.training_run import make_trainer
 
 assert Path(mingpt_prefix.__file__).is_relative_to(sys.prefix), mingpt_prefix.__file__
 assert mingpt_prefix.kernels and "train" not in sys.modules
@@ -28,7 +29,7 @@ model, tokenizer = load_model("tiny", "cpu"), load_tokenizer("tiny")
 table = parse_table("name[The Mill], eatType[pub]")
 examples = [encode_example(tokenizer, Example(table, "The Mill is a pub."))] * 2
 config = TrainConfig("prefix", "tiny", ("none",), 0.01, 1, 2, 2, prefix_length=3, evals=1)
-(progress,) = Trainer(config, model, examples, examples).steps()
+(progress,) = make_trainer(config, model, examples, examples).steps()
 print(progress.loss, progress.dev_loss)
 prefix = mingpt_prefix.load_prefix(mingpt_prefix.tiny.PREFIX)
 (ids,) = generate(model, [encode_prompt(tokenizer, table)], prefix, max_new_tokens=20)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.weights import save_model
 
 SHAPE = ModelConfig(3, 2, 16, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 

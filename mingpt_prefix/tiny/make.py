@@ -24,10 +24,10 @@ from random import Random
 import torch
 
 from mingpt_prefix import tiny
-from mingpt_prefix.text import documents
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES
 from mingpt_prefix.tiny import corpus, steerable
-from mingpt_prefix.tokenizer import END_OF_TEXT, PIECES
-from mingpt_prefix.weights import load_model, save_model
 
 ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token

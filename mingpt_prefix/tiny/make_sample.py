@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 
-from mingpt_prefix.faults import SAMPLE, SLOTS
+from mingpt_prefix.evaluation.faults import SAMPLE, SLOTS
 
 from .sentences import Choose, Fact, Thing, describe
 

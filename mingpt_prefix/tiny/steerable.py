@@ -19,21 +19,21 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
+from mingpt_prefix.accel.buckets import of_few_sizes
+from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
-from mingpt_prefix.buckets import of_few_sizes
-from mingpt_prefix.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
+from mingpt_prefix.checkpoints.resuming import load_trained_state, trained_state
+from mingpt_prefix.cli.recipes import recipe
+from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.console import say
+from mingpt_prefix.data.pretraining import read_corpus
+from mingpt_prefix.data.text import documents
+from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
-from mingpt_prefix.prefix import make_encoder
-from mingpt_prefix.pretraining import read_corpus
-from mingpt_prefix.recipes import recipe
-from mingpt_prefix.resuming import load_trained_state, trained_state
 from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.text import documents
-from mingpt_prefix.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.weights import load_model, save_model
 
 from .corpus import Describing, Overlap, Style, everyday_words, overlap_with_sample
 

@@ -1,0 +1,1 @@
+"""What makes the same numbers faster, on one device or several."""

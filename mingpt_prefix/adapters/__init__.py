@@ -1,0 +1,1 @@
+"""The files that hold what is learned beside a frozen model."""

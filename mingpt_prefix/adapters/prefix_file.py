@@ -1,0 +1,139 @@
+"""The file a prefix is kept in: its rows, and what they were made for and how.
+
+    save_prefix(path, encoder().kv, info)
+    kv, info = read_prefix(path)
+    check_prefix(info, kv, model)
+
+The file holds `prefix_kv` (L, 2, P, H, D), as `mingpt_prefix.adapters.adapter_file` says.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mingpt_prefix.adapters.adapter_file import AdapterFormat
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.config import PLACEMENTS
+from mingpt_prefix.errors import PrefixError, printable
+from mingpt_prefix.model import GPT2
+
+VERSION = 2
+_TENSOR = "prefix_kv"
+
+
+@dataclass(frozen=True)
+class PrefixInfo:
+    """What is saved beside the rows: the model they were made for, and how they were trained.
+
+    `base` is the model's name, "" for a folder, and `fingerprint` that of its weights; `placement`
+    says from which token on a sequence sees the rows; `training` holds settings as JSON has them.
+    """
+
+    base: str
+    fingerprint: str
+    length: int
+    text_format: str
+    placement: str
+    training: dict[str, Any]
+    version: int = VERSION
+
+    @property
+    def is_beside_lora(self) -> bool:
+        """Whether it was trained together with LoRA: `fingerprint` is then that of the model with
+        the changes in its weights."""
+        return self.training.get("mode") == "prefix+lora"
+
+    @staticmethod
+    def check(fields: dict) -> None:
+        """Raises PrefixError for values that cannot be."""
+        if fields["length"] < 1:
+            raise PrefixError(f"the length must be positive, not {fields['length']}")
+        if fields["placement"] not in PLACEMENTS:
+            shown, known = printable(fields["placement"]), ", ".join(PLACEMENTS)
+            raise PrefixError(f"placement '{shown}' is unknown here; known: {known}")
+
+
+FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, VERSION, PrefixError)
+
+
+def save_prefix(path: Path, kv: Tensor, info: PrefixInfo) -> None:
+    """Write kv (L, 2, P, H, D) and `info`, whole or not at all; equal prefixes give equal bytes.
+
+    Raises:
+        PrefixError: when they do not fit each other, are not finite, or cannot be written.
+    """
+    path = Path(path)
+    with FORMAT.naming(path):
+        _check_shape(tuple(kv.shape), info.length)
+    FORMAT.save(path, {_TENSOR: kv}, info)
+
+
+def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
+    """Read a prefix file, verified, to the CPU.
+
+    Raises:
+        PrefixError: naming the file, when it is missing, damaged, of a newer format, or no prefix.
+    """
+    with FORMAT.open(Path(path)) as (file, info):
+        if list(file.keys()) != [_TENSOR]:
+            raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
+        _check_shape(tuple(file.get_slice(_TENSOR).get_shape()), info.length)
+        rows = FORMAT.read_tensor(file, _TENSOR)
+    return PrefixKV.from_tensor(rows), info
+
+
+def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
+    """`read_prefix` of a prefix that was made for exactly this model.
+
+    Raises:
+        PrefixError: naming the file, as `read_prefix` and `check_prefix`.
+    """
+    kv, info = read_prefix(path)
+    with FORMAT.naming(path):
+        check_prefix(info, kv, model)
+    return kv, info
+
+
+def load_prefix(path: Path) -> PrefixKV:
+    """The rows of a prefix file; raises PrefixError as `read_prefix`."""
+    return read_prefix(path)[0]
+
+
+def rows_digest(kv: PrefixKV) -> str:
+    """SHA-256 of a prefix's rows as their file holds them."""
+    return hashlib.sha256(kv.kv.to("cpu", torch.float32).contiguous().numpy()).hexdigest()
+
+
+def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
+    """Raises PrefixError unless the prefix was made for exactly this model."""
+    if info.is_beside_lora and info.fingerprint != model.fingerprint:
+        how = "name the run that they are both in; sample.py takes both files too, by --lora"
+        raise PrefixError(f"the prefix was trained with LoRA: {how}")
+    FORMAT.check_base(info, model.fingerprint, model.name)
+    config = model.config
+    expected = (config.n_layer, 2, info.length, config.n_head, config.head_dim)
+    if tuple(kv.kv.shape) != expected:
+        raise PrefixError(
+            f"the prefix has shape {tuple(kv.kv.shape)}, the model takes {expected} of it"
+        )
+    if info.length >= config.n_positions:
+        raise PrefixError(
+            f"the prefix has {info.length} rows; the model has {config.n_positions} positions"
+        )
+
+
+def check_alone(info: PrefixInfo) -> None:
+    """Raises PrefixError for a prefix that is nothing without the LoRA it was trained with."""
+    if info.is_beside_lora:
+        raise PrefixError("the prefix was trained with LoRA, and needs it")
+
+
+def _check_shape(shape: tuple[int, ...], length: int) -> None:
+    if len(shape) != 5 or shape[1] != 2 or 0 in shape:
+        raise PrefixError(f"{_TENSOR} has shape {shape}, not (L, 2, P, H, D)")
+    if shape[2] != length:
+        raise PrefixError(f"{_TENSOR} has {shape[2]} rows, its length says {length}")

@@ -1,0 +1,1 @@
+"""What is saved and loaded whole: weights, run folders, and the state a run resumes from."""

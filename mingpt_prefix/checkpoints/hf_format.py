@@ -1,0 +1,209 @@
+"""A model's folder as transformers saves it: config.json and safetensors, read with every check.
+
+Tensors bear GPT-2's own names, with or without `transformer.` in front. Nothing pickled is read.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_TOKENIZER_KEY = "mingpt_prefix_tokenizer"
+_STORED_DTYPES = ("F16", "BF16", "F32", "F64")
+# Masks that old versions of transformers saved among the weights.
+_MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+# No GPT-2 comes near these: a damaged config.json must not ask for all memory.
+_SIZE_LIMITS = {"n_layer": 1 << 10} | dict.fromkeys(
+    ("n_head", "n_embd", "vocab_size", "n_positions"), 1 << 20
+)
+_JSON_LIMIT = 1 << 24
+# What this model computes, as config.json says it. An absent key is the default, and this is it.
+_FIXED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index names.
+
+    Raises:
+        WeightsError: when there are none, or the index is damaged.
+    """
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    if not index.exists():
+        pickled = (folder / "pytorch_model.bin").exists()
+        advice = "; pickled weights are not read, save them as safetensors" if pickled else ""
+        raise WeightsError(f"{shown(folder)}: no {WEIGHTS_FILE} in it{advice}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise WeightsError(f"{shown(index)}: no weight_map in it")
+    for shard in shards.values():
+        # A plain name: no path out of the folder is taken from a file.
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+            raise WeightsError(f"{shown(index)}: '{printable(str(shard))}' is no file name")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def read_tensors(files: list[Path], shapes: Mapping[str, tuple]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of these shapes by name, sorted, as windows on the files.
+
+    Raises:
+        WeightsError: naming the file, when it is missing or damaged, or a tensor is missing,
+            unexpected, of another shape, no floating-point number, or not finite.
+    """
+    where = files[0] if len(files) == 1 else files[0].parent
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open(file)) for file in files]
+        try:
+            stored = _stored_tensors(opened)
+            _check_headers(stored, shapes)
+            for name in sorted(shapes):
+                file, key = stored[name]
+                tensor = file.get_tensor(key)
+                if not tensor.isfinite().all():
+                    raise WeightsError(f"{name} holds NaN or infinite values")
+                if name == "wte.weight":
+                    _check_head(stored, tensor)
+                yield name, tensor
+        except WeightsError as error:
+            raise WeightsError(f"{shown(where)}: {error}") from None
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        if not file.is_file():
+            raise WeightsError(f"{shown(file)}: no such file")
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{shown(file)}: {reason(error)}") from None
+
+
+def _stored_tensors(files: Iterable[safe_open]) -> dict[str, tuple[safe_open, str]]:
+    """(file, its key there) of every tensor by name, masks left out."""
+    stored: dict[str, tuple[safe_open, str]] = {}
+    for file in files:
+        for key in file.keys():
+            name = key.removeprefix("transformer.")
+            if name in stored:
+                raise WeightsError(f"two tensors '{printable(name)}'")
+            if not _MASK.fullmatch(name):
+                stored[name] = file, key
+    return stored
+
+
+def _check_headers(
+    stored: Mapping[str, tuple[safe_open, str]], shapes: Mapping[str, tuple]
+) -> None:
+    """Names, shapes and dtypes by the files' headers alone."""
+    if missing := shapes.keys() - stored.keys():
+        raise WeightsError(f"missing {listed(missing)}")
+    if unexpected := stored.keys() - shapes.keys() - {"lm_head.weight"}:
+        raise WeightsError(f"unexpected {listed(unexpected)}")
+    for name, (file, key) in stored.items():
+        header = file.get_slice(key)
+        shape, kind = tuple(header.get_shape()), header.get_dtype()
+        expected = shapes.get(name, shapes["wte.weight"])
+        if shape != expected:
+            raise WeightsError(f"{name} has shape {shape}, where {expected} is expected")
+        if kind not in _STORED_DTYPES:
+            raise WeightsError(f"{name} has dtype {kind}; read are {', '.join(_STORED_DTYPES)}")
+
+
+def _check_head(stored: Mapping[str, tuple[safe_open, str]], wte: Tensor) -> None:
+    if "lm_head.weight" in stored:
+        file, key = stored["lm_head.weight"]
+        if not torch.equal(file.get_tensor(key), wte):
+            raise WeightsError("lm_head.weight is not wte.weight: the head is not tied")
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The shape that a config.json says.
+
+    Raises:
+        WeightsError: naming the key, when it is damaged or says what this model does not compute.
+    """
+    raw = read_json(path)
+    try:
+        if raw.get("model_type") != "gpt2":
+            raise ConfigError(f"model_type is {_value(raw.get('model_type'))}, not 'gpt2'")
+        for name, expected in _FIXED.items():
+            if raw.get(name, expected) != expected:
+                raise ConfigError(f"{name} is {_value(raw[name])}; only {expected!r} is supported")
+        for name, limit in _SIZE_LIMITS.items():
+            if type(raw.get(name)) is not int or not 0 < raw[name] <= limit:
+                raise ConfigError(
+                    f"{name} must be a whole number from 1 to {limit}, not {_value(raw.get(name))}"
+                )
+        if raw.get("n_inner") not in (None, 4 * raw["n_embd"]):
+            raise ConfigError(f"n_inner is {_value(raw['n_inner'])}; only 4 * n_embd is supported")
+        if type(eos := raw.get("eos_token_id", 50256)) is not int:
+            raise ConfigError(f"eos_token_id must be a whole number, not {_value(eos)}")
+        epsilon = raw.get("layer_norm_epsilon", 1e-5)
+        if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+            raise ConfigError(f"layer_norm_epsilon must lie in (0, 1), not {_value(epsilon)}")
+        tokenizer = raw.get(_TOKENIZER_KEY, "gpt2" if raw["vocab_size"] == 50257 else None)
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            raise ConfigError(f"{_TOKENIZER_KEY} must be a name, not {_value(tokenizer)}")
+        return ModelConfig(
+            **{name: raw[name] for name in _SIZE_LIMITS},
+            layer_norm_epsilon=epsilon,
+            eos_token_id=eos,
+            tokenizer=tokenizer,
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{shown(path)}: {error}") from None
+
+
+def config_json(config: ModelConfig) -> dict:
+    """What config.json holds for a model of this shape; transformers reads it too."""
+    return {name: getattr(config, name) for name in _SIZE_LIMITS} | {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **_FIXED,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+        _TOKENIZER_KEY: config.tokenizer,
+    }
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; raises WeightsError, naming the file, where there is none."""
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise WeightsError(f"{shown(path)}: too large to be what its name says")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{shown(path)}: {reason(error)}") from None
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{shown(path)}: not valid JSON") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{shown(path)}: a JSON object is expected")
+    return value
+
+
+def _value(value: object) -> str:
+    return printable(repr(value))
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """The first names of a set, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(printable(name, 60) for name in names[:limit]) + more

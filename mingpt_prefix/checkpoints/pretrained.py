@@ -1,0 +1,212 @@
+"""Where a model's weights come from (the hub, a folder, the embedded one), and saving them.
+
+    model = load_model("gpt2")          # or "tiny", or a folder as transformers saves it
+    save_model(model, Path("folder"))   # a folder that transformers loads too
+
+A model is known by the fingerprint of its weights: a prefix fits the one it was trained on alone.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mingpt_prefix import kernels, tiny
+from mingpt_prefix.accel.prepacked_linear import prepack
+from mingpt_prefix.checkpoints import hub
+from mingpt_prefix.checkpoints.atomic_write import part_of, swap_in, sync_folder
+from mingpt_prefix.checkpoints.hf_format import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    config_json,
+    listed,
+    read_config,
+    read_tensors,
+    weight_files,
+)
+from mingpt_prefix.config import MODELS, TrainConfig
+from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
+from mingpt_prefix.model import GPT2
+
+DEVICES = ("cpu", "cuda")
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+
+
+def load_model(
+    name_or_folder: str | Path, device: str = "auto", dtype: str = "auto", attention: str = "auto"
+) -> GPT2:
+    """A verified model in eval mode, all parameters frozen; `.name` is "" for a folder.
+
+    A str is first a known name, then a folder. A hub model is downloaded once, to the cache of
+    huggingface_hub. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
+
+    Raises:
+        WeightsError: when the model is unknown, not to be had, damaged, or no GPT-2.
+        ConfigError: for an unknown or absent device, dtype or attention.
+    """
+    to_device = choose_device(device)
+    to_dtype = choose_dtype(dtype, to_device)
+    attention = choose_attention(attention, to_device, to_dtype)
+    name = name_or_folder if isinstance(name_or_folder, str) and name_or_folder in MODELS else ""
+    if name in hub.REPOS:
+        config, files = MODELS[name], [hub.weights_file(name)]
+    else:
+        folder = tiny.MODEL if name else model_folder(name_or_folder)
+        config, files = read_config(folder / CONFIG_FILE), weight_files(folder)
+    with torch.device("meta"):
+        model = GPT2(config, attention)
+    shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+    digest, tensors = hashlib.sha256(), {}
+    try:
+        for key, tensor in read_tensors(files, shapes):
+            _digest(digest, key, tensor)
+            tensors[key] = tensor.to(to_device, to_dtype, copy=True)
+    except WeightsError as error:
+        advice = "; delete the file to download it again" if name in hub.REPOS else ""
+        raise WeightsError(f"{error}{advice}") from None
+    model.load_state_dict(tensors, assign=True)
+    model.name, model.fingerprint = name, digest.hexdigest()
+    model.requires_grad_(False).eval()
+    prepack(model)
+    return model
+
+
+def load_base(config: TrainConfig) -> GPT2:
+    """What a run starts from: frozen in the compute dtype, or to be trained in float32.
+
+    Raises as `load_model`; a known name in pretraining means its shape with fresh weights.
+    """
+    if config.mode == "pretrain" and config.model in MODELS:
+        fresh = GPT2(MODELS[config.model], config.attention).initialize(config.seed)
+        return fresh.to(config.device)
+    dtype = config.dtype if config.is_frozen else "fp32"
+    return load_model(config.model, config.device, dtype, config.attention)
+
+
+def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model as transformers does; `folder` is replaced whole or left as it was.
+
+    Equal models give equal bytes.
+
+    Raises:
+        WeightsError: when it cannot be written, or `folder` holds other files, which would be lost.
+    """
+    folder = Path(folder).absolute()
+    part = part_of(folder)
+    try:
+        others = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if others := others - {CONFIG_FILE, WEIGHTS_FILE}:
+            raise WeightsError(f"{shown(folder)}: not replaced, for it holds {listed(others)}")
+        part.mkdir(parents=True)
+        _write_model(model, part, dtype)
+        swap_in(part, folder)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{shown(folder)}: {reason(error)}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def fingerprint(model: GPT2) -> str:
+    """SHA-256 over the model's tensors, sorted by name: name, shape, fp32 bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        _digest(digest, name, parameter.detach())
+    return digest.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": CUDA where it is there, else CPU. Raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type in DEVICES:
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass  # not a device's name, or none of its kind here
+    known = ", ".join(("auto", *DEVICES))
+    raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """fp32, bf16, fp16 or fp64; "auto": bf16 on CUDA, fp32 elsewhere. Raises ConfigError."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype '{printable(name)}'; known: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend of that name; "auto" is reference.
+
+    Raises ConfigError for an unknown one, and where triton was asked for and cannot compute.
+    """
+    if name == "auto":
+        # The kernels have run in the interpreter alone: until a GPU has shown them right and
+        # faster, they are taken where they are asked for.
+        return "reference"
+    if name not in kernels.BACKENDS:
+        known = ", ".join(("auto", *kernels.BACKENDS))
+        raise ConfigError(f"unknown attention '{printable(name)}'; known: {known}")
+    if name == "triton" and (why := kernels.why_not_triton(device, dtype)) is not None:
+        raise ConfigError(f"attention triton, on {device.type}: {why}")
+    return name
+
+
+def weights_at_hand(name: str) -> tuple[bool, str]:
+    """Whether a known model's weights can be had, found out in 3 s at most, and why or why not."""
+    if name == "tiny":
+        return True, "part of the package"
+    if hub.cached_weights(name) is not None:
+        return True, "in the Hugging Face cache"
+    why = hub.why_not_downloadable(name)
+    return why is None, why or "can be downloaded"
+
+
+def model_folder(given: str | Path) -> Path:
+    """The path of a model's folder; raises WeightsError where there is no folder of that name."""
+    folder = Path(given)
+    try:
+        if folder.is_dir() and str(given):
+            return folder
+    except (OSError, ValueError):
+        pass
+    raise WeightsError(
+        f"unknown model '{shown(given)}'; known: {', '.join(MODELS)}; "
+        "or the path of a folder as transformers saves it"
+    )
+
+
+def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:
+    """The two files of a model in an empty folder, flushed to the disk."""
+    tensors = {
+        f"transformer.{name}": parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    text = json.dumps(config_json(model.config), indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors may write a file that only its owner can read.
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode & 0o777)
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _digest(digest, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.to("cpu", torch.float32).contiguous().numpy())

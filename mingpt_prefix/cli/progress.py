@@ -1,0 +1,143 @@
+"""What train.py prints: a summary, the progress bar, and what a run has come to."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mingpt_prefix import step
+from mingpt_prefix.checkpoints.run_folder import RunFolder
+from mingpt_prefix.cli.terminal import quote, say
+from mingpt_prefix.evaluation.tasks import Score
+from mingpt_prefix.trainer import Trainer
+
+
+def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
+    """A run in one line: examples, steps, learning rate, what is trained and what is kept.
+
+    `why_not_graphs`: what keeps its steps from being CUDA graphs, in words.
+    """
+    config = trainer.config
+    total = sum(p.numel() for p in trainer.model.parameters())
+    what = f"{trainer.n_trained:,} of {total:,} parameters are trained"
+    made = [f"a prefix of {config.prefix_length} rows a layer"] if config.has_prefix else []
+    made += [f"LoRA of rank {config.lora_rank}"] if config.has_lora else []
+    if made:
+        what = (
+            f"{' and '.join(made)}: {trainer.n_kept:,} numbers are kept,"
+            f" {trainer.n_kept / total:.2%} of the model's {total:,}"
+        )
+    how = ""
+    if config.device == "cuda":
+        how = " Each step is a CUDA graph."
+        if why_not_graphs is not None:
+            how = f" Steps are no CUDA graphs: {why_not_graphs}."
+    return (
+        f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
+        f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"
+    )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM land in the list; a second one ends the process at once."""
+    caught: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print("Stopping after this step; once more to stop at once.", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def training_bar(trainer: Trainer) -> Iterator[Callable[[step.Progress], None]]:
+    """A progress bar with loss, tokens/s and time left; without a terminal, a line now and then."""
+    console = Console(stderr=False)
+    if not console.is_terminal:
+        yield _line_printer(trainer)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    meter = _Meter()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=trainer.total_steps, note="")
+        bar.update(task, completed=trainer.step)
+
+        def show(progress: step.Progress) -> None:
+            bar.update(task, completed=progress.step, note=meter.read(progress))
+
+        yield show
+
+
+def _line_printer(trainer: Trainer) -> Callable[[step.Progress], None]:
+    meter, every = _Meter(), max(1, trainer.total_steps // 20)
+
+    def show(progress: step.Progress) -> None:
+        text = meter.read(progress)
+        if progress.step % every == 0 or progress.dev_loss is not None:
+            say(f"step {progress.step}/{trainer.total_steps}  {text}")
+
+    return show
+
+
+class _Meter:
+    """Loss (smoothed), tokens/s, and the last dev loss, as text."""
+
+    def __init__(self) -> None:
+        self.start, self.tokens, self.loss, self.dev = time.monotonic(), 0, None, ""
+
+    def read(self, progress: step.Progress) -> str:
+        self.tokens += progress.tokens
+        self.loss = progress.loss if self.loss is None else 0.95 * self.loss + 0.05 * progress.loss
+        if progress.dev_loss is not None:
+            self.dev = f"  dev loss {progress.dev_loss:.3f}"
+        rate = self.tokens / max(time.monotonic() - self.start, 1e-9)
+        return f"loss {self.loss:.3f}{self.dev}  {rate:,.0f} tokens/s"
+
+
+def warn_of_changes(changed: Sequence[str]) -> None:
+    """On stderr: what of the machine is not as it was when a resumed run was saved."""
+    what = f"since it was saved this has changed: {'; '.join(changed)}"
+    print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
+
+
+def say_result(
+    trainer: Trainer,
+    score: Score,
+    seconds: float,
+    run: RunFolder,
+    drawn: bool,
+    example: str,
+) -> None:
+    """What a run has come to: its score, a sample, what was written, and what to try next.
+
+    `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
+    """
+    config = trainer.config
+    after = f" After training: {score.line}." if score.line else ""
+    say(f"Trained in {seconds:.0f} s.{after}")
+    for line in score.sample:
+        say(f"  {line}")
+    made = [run.lora_file] if config.has_lora else []
+    made += [run.prefix_file] if config.has_prefix else []
+    written = " and ".join(map(str, made or [run.model_folder]))
+    say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
+    if config.mode != "pretrain":
+        base = f" --model {config.model}" if config.is_frozen and not trainer.model.name else ""
+        say(f"Next: python sample.py --run {run.path}{base} --table {quote(example)}")

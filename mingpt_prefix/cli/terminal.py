@@ -1,0 +1,89 @@
+"""What all programs share at the terminal: flags, lines on stdout, and how they end."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
+
+T = TypeVar("T")
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
+_BOX = re.compile(r"[─-╿]+")
+# What torch says; not every message with "memory" in it means this.
+_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+
+
+def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
+    """Flags as an instance of the dataclass `kind`; `--help` prints and exits.
+
+    Raises:
+        ConfigError: for unknown flags and wrong types, in one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=None if argv is None else list(argv),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+    text = " ".join(_BOX.sub(" ", said.getvalue()).split())
+    raise ConfigError(text or "the flags cannot be read")
+
+
+def say(text: str = "") -> None:
+    """A line on stdout, at once."""
+    print(text, flush=True)
+
+
+def quote(text: str) -> str:
+    """Text as one argument of a shell, in double quotes where nothing in it needs more."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def run_script(prog: str, program: Callable[[], int]) -> int:
+    """The exit code of `program`; what goes wrong in it is one line on stderr, and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        return program()
+    except MingptPrefixError as error:
+        return fail(prog, error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        if error.filename is not None:
+            return fail(prog, f"{shown(error.filename)}: {error.strerror or error}")
+        _drop_output()
+        return fail(prog, f"cannot write: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        return fail(prog, "not enough memory for this model, batch and number of beams")
+
+
+def fail(prog: str, why: object) -> int:
+    """Say what is wrong in one line on stderr; returns exit code 2."""
+    print(f"{prog}: {why}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """Nothing can be written any more, also not when Python flushes at its end."""
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

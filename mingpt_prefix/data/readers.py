@@ -1,0 +1,219 @@
+"""The file formats of examples and tables, as bytes or lines: CSV, JSONL, JSON, one table a line.
+
+`read_examples(Path("train.csv"))` gives a list of `Example`. CSV has the columns `mr` and `ref`;
+JSONL and JSON hold objects `{"table": {"name": "The Mill"}, "text": "The Mill is a pub."}`, where a
+table may also be triples, `[["The Mill", "near", "Café Rouge"]]`; XML is WebNLG's, and JSON may be
+DART's (corpora.py). With `Columns`, CSV files with other columns and flat JSON objects are read
+too. A bad row is never skipped: it is an error that names the file, the line and what is wrong.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mingpt_prefix.data.corpora import dart_examples, read_webnlg
+from mingpt_prefix.data.parsing import checked_example, decode, not_empty, parse_json, read_bytes
+from mingpt_prefix.data.tables import Example, Table, parse_table, table_from_json
+from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable, shown
+
+_TABLE_COLUMNS = ("mr", "ref")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns or fields of the user's own files are read; empty: the usual form alone.
+
+    `text` holds the sentence ("text" if not given); `inputs` are the table's, in this order, and
+    must be filled. Without `inputs` a table is all other columns, those that are empty left out.
+    """
+
+    inputs: tuple[str, ...] = ()
+    text: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.inputs or self.text)
+
+
+USUAL = Columns()
+
+
+def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
+    """Read a .csv, .jsonl, .json or .xml file whole.
+
+    Raises:
+        DataError: naming the file, the line and what is wrong.
+    """
+    name = shown(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{name}: the name must end in {', '.join(_READERS)}")
+    return reader(read_bytes(path, name), name, columns)
+
+
+def read_csv(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+    """Read CSV bytes by the names of their columns; `name` is for messages.
+
+    Raises:
+        DataError: naming the file, the line and what is wrong.
+    """
+    rows = csv.reader(io.StringIO(decode(data, name), newline=""), strict=True)
+    examples: list[Example] = []
+    read_row: Callable[[list[str]], Example] | None = None
+    line, width = 1, 0
+    try:
+        for row in rows:
+            if row and read_row is None:
+                read_row, width = _row_reader([column.strip() for column in row], columns), len(row)
+            elif row:
+                if len(row) != width:
+                    raise DataError(f"{len(row)} fields under {width} columns")
+                examples.append(read_row(row))
+            line = rows.line_num + 1
+    except (csv.Error, MingptPrefixError) as error:
+        raise DataError(f"{name}: line {line}: {error}") from None
+    return not_empty(examples, name)
+
+
+def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Example]:
+    """What makes an example of a row under this header.
+
+    Raises:
+        DataError: when the header lacks a column, or has one twice.
+    """
+    lower = [column.lower() for column in header]
+    has_usual = all(lower.count(name) == 1 for name in _TABLE_COLUMNS)
+    if has_usual and not columns.text:
+        mr, ref = (lower.index(name) for name in _TABLE_COLUMNS)
+        tables: dict[str, Table] = {}  # a table stands beside each of its sentences: parsed once
+
+        def read_usual(row: list[str]) -> Example:
+            if row[mr] not in tables:
+                tables[row[mr]] = _with_inputs(parse_table(row[mr]), columns)
+            return checked_example(tables[row[mr]], row[ref])
+
+        return read_usual
+    if not columns:
+        what = "the first line must name the columns mr and ref once"
+        raise DataError(f"{what}; --text-field and --input-template name others")
+    for needed in (columns.text or "text", *(columns.inputs or header)):
+        if header.count(needed) != 1:
+            found = printable(", ".join(header), 100)
+            raise DataError(f"'{printable(needed)}' must be one of the columns, once: {found}")
+    return lambda row: _example_from_fields(dict(zip(header, row, strict=True)), columns)
+
+
+def read_jsonl(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+    """Read one `{"table": {...}, "text": "..."}` a line; blank lines are skipped.
+
+    Raises:
+        DataError: naming the file, the line and what is wrong.
+    """
+    examples = []
+    # Not splitlines: it also splits at characters that may stand inside a JSON string.
+    for number, line in enumerate(decode(data, name).split("\n"), 1):
+        try:
+            if line.strip():
+                examples += _examples_from_json(parse_json(line), columns)
+        except MingptPrefixError as error:
+            raise DataError(f"{name}: line {number}: {error}") from None
+    return not_empty(examples, name)
+
+
+def read_json(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+    """Read a JSON list of `{"table": {...}, "text": "..."}`, or of DART's items.
+
+    Raises:
+        DataError: naming the file, the item and what is wrong.
+    """
+    where = name
+    try:
+        items = parse_json(decode(data, name))
+        if not isinstance(items, list):
+            raise DataError("a list of objects is expected")
+        examples = []
+        for number, item in enumerate(items, 1):
+            where = f"{name}: item {number}"
+            examples += _examples_from_json(item, columns)
+    except MingptPrefixError as error:
+        raise DataError(f"{where}: {error}") from None
+    return not_empty(examples, name)
+
+
+def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]]:
+    """Read one table a line, lazily: (line number from 1, the table or what is wrong with it).
+
+    Every line gives one item, an empty one an error, so that answers stay in step with lines.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            item: Table | TableError = table_from_line(line.removeprefix("\ufeff").rstrip("\r\n"))
+        except TableError as error:
+            item = error
+        yield number, item
+
+
+def table_from_line(line: str) -> Table:
+    """Read the bracket form, `{"name": "The Mill"}`, `{"table": {"name": "The Mill"}}`, or triples,
+    `[["The Mill", "near", "Café Rouge"]]`.
+
+    Raises:
+        TableError: with the position of the first mistake.
+    """
+    start = "".join(line[:100].split())
+    if not start.startswith(("{", "[[")):
+        return parse_table(line)
+    obj = parse_json(line)
+    # A slot may be called "table" too: its value is then no object.
+    if isinstance(obj, dict) and isinstance(obj.get("table"), dict | list):
+        obj = obj["table"]
+    return table_from_json(obj)
+
+
+def _examples_from_json(obj: object, columns: Columns) -> list[Example]:
+    if isinstance(obj, dict) and "tripleset" in obj:
+        return dart_examples(obj)
+    if columns and isinstance(obj, dict) and not isinstance(obj.get("table"), dict | list):
+        return [_example_from_fields(obj, columns)]
+    text_field = columns.text or "text"
+    if not isinstance(obj, dict) or "table" not in obj or text_field not in obj:
+        shown = printable(text_field)
+        raise DataError(f'an object {{"table": {{...}}, "{shown}": "..."}} is expected')
+    table = _with_inputs(table_from_json(obj["table"]), columns)
+    return [checked_example(table, _text(obj, text_field))]
+
+
+def _example_from_fields(fields: Mapping[str, object], columns: Columns) -> Example:
+    """A row of the user's own: the sentence in one field, the table in others."""
+    text_field = columns.text or "text"
+    if text_field not in fields:
+        raise DataError(f"no '{printable(text_field)}', where the sentence is looked for")
+    names = columns.inputs or [name for name in fields if name != text_field]
+    filled = {}
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, str):
+            value = " ".join(value.split())
+        if value not in (None, ""):
+            filled[name] = value
+        elif columns.inputs:
+            raise DataError(f"'{printable(name)}' is missing or empty")
+    return checked_example(table_from_json(filled), _text(fields, text_field))
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    if not isinstance(fields[name], str):
+        raise DataError(f"{printable(name)} must be a string, not {type(fields[name]).__name__}")
+    return fields[name]
+
+
+def _with_inputs(table: Table, columns: Columns) -> Table:
+    for name in columns.inputs:
+        if table.is_triples or name not in dict(table.slots):
+            raise DataError(f"the table has no '{printable(name)}'")
+    return table
+
+
+_READERS = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".xml": read_webnlg}
+SUFFIXES = tuple(_READERS)

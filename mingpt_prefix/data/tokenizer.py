@@ -1,0 +1,75 @@
+"""Byte-level BPE by tiktoken: GPT-2's encoding, and the small one of the embedded model.
+
+    tokenizer = load_tokenizer("gpt2")
+    tokenizer.decode(tokenizer.encode(" The Mill is a pub"))
+
+Text is always encoded as plain text: `<|endoftext|>` in it is text, never the end token.
+"""
+
+import base64
+import functools
+import os
+from dataclasses import dataclass
+
+import tiktoken
+
+from mingpt_prefix import tiny
+from mingpt_prefix.checkpoints.atomic_write import cache_dir
+from mingpt_prefix.errors import ConfigError, DataError, printable
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text into the pieces that BPE merges within.
+PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """An encoding by name; `eos` is the id of its `<|endoftext|>`."""
+
+    name: str
+    encoding: tiktoken.Encoding
+
+    @property
+    def vocab_size(self) -> int:
+        return self.encoding.n_vocab
+
+    @property
+    def eos(self) -> int:
+        return self.encoding.eot_token
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.encoding.decode(ids, errors="replace")
+
+
+@functools.cache
+def load_tokenizer(name: str) -> Tokenizer:
+    """The encoding `gpt2` (its files are downloaded once, to the cache folder) or `tiny`.
+
+    Raises:
+        ConfigError: for another name.
+        DataError: when GPT-2's files are neither cached nor to be downloaded.
+    """
+    if name == "tiny":
+        return Tokenizer(name, _from_ranks(name, tiny.VOCABULARY.read_bytes()))
+    if name != "gpt2":
+        raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny")
+    folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
+    try:
+        return Tokenizer(name, tiktoken.get_encoding("gpt2"))
+    except (OSError, ValueError) as error:
+        why = type(error).__name__
+        raise DataError(
+            f"GPT-2's tokenizer is not in {printable(folder, 200)} and cannot be downloaded ({why})"
+        ) from None
+
+
+def _from_ranks(name: str, lines: bytes) -> tiktoken.Encoding:
+    pairs = (line.split() for line in lines.splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    return tiktoken.Encoding(
+        name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+    )

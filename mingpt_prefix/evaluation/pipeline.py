@@ -1,0 +1,144 @@
+"""Which model and prefix write sentences, by the flags of sample.py.
+
+pipeline = open_pipeline(SampleConfig(run=Path("runs/prefix-tiny-1")))
+pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mingpt_prefix import tiny
+from mingpt_prefix.adapters.lora_file import load_folded
+from mingpt_prefix.adapters.prefix_file import (
+    FORMAT,
+    PrefixInfo,
+    check_prefix,
+    read_fitting,
+    read_prefix,
+)
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.checkpoints.pretrained import load_model
+from mingpt_prefix.checkpoints.run_folder import (
+    RUNS,
+    RunFolder,
+    finished_runs,
+    kept_by,
+    newest_finished,
+)
+from mingpt_prefix.data.templates import text_format_of
+from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.errors import ConfigError, PrefixError, shown
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.evaluation.table_to_text import Pipeline
+from mingpt_prefix.model import GPT2
+
+
+def open_pipeline(config: SampleConfig) -> Pipeline:
+    """The pipeline that the flags name; without --run, --prefix and --lora, the newest that fits.
+
+    That is the newest finished run under runs/, else the embedded model with the prefix shipped
+    beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
+
+    Raises:
+        ConfigError, CheckpointError, WeightsError, PrefixError: for flags that exclude each other,
+            and for files that are missing, damaged, or do not fit each other.
+    """
+    if config.run is not None and (config.prefix is not None or config.lora is not None):
+        name = "--prefix" if config.prefix is not None else "--lora"
+        raise ConfigError(f"--run and {name} exclude each other")
+    if config.lora is not None:
+        called = f"the LoRA {shown(config.lora)}"
+        if config.prefix is not None:
+            called = f"the prefix {shown(config.prefix)} and {called}"
+        return _with_lora(config, config.lora, config.prefix, called)
+    if config.prefix is not None:
+        return _with_prefix(config, config.prefix, f"the prefix {shown(config.prefix)}")
+    if config.run is not None:
+        return _of_run(config, config.run, shown(config.run))
+    if config.model is not None:
+        return _of_model(config)
+    if (run := newest_finished(RUNS)) is not None:
+        return _of_run(config, run, f"{shown(run)} (the newest finished run)")
+    why = f"the shipped prefix (no finished run under {RUNS}/)"
+    return _with_prefix(config, tiny.PREFIX, why)
+
+
+def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
+    kept = kept_by(folder)
+    if kept.lora is not None:
+        what = "LoRA" if kept.prefix is None else "the prefix and LoRA"
+        return _with_lora(config, kept.lora, kept.prefix, f"{what} of {called}")
+    if kept.prefix is not None:
+        return _with_prefix(config, kept.prefix, f"the prefix of {called}")
+    if config.model is not None:
+        what = f"is a {kept.mode} run, with a model of its own"
+        raise ConfigError(f"--model: {shown(folder)} {what}")
+    pipeline = _pipeline(_load(config, kept.model), None, None, f"the model of {called}")
+    return replace(pipeline, text_format=text_format_of(kept.template))
+
+
+def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
+    kv, info = read_prefix(file)
+    with FORMAT.naming(file):
+        base = FORMAT.known_base(info, config.model)
+    model = _load(config, base)
+    with FORMAT.naming(file):
+        check_prefix(info, kv, model)
+    return _pipeline(model, kv, info, f"{called} on {shown(base)}")
+
+
+def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: str) -> Pipeline:
+    model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
+    called += f" on {shown(config.model or lora.base)}"
+    if prefix is None:
+        return replace(_pipeline(model, None, None, called), text_format=lora.text_format)
+    return _pipeline(model, *read_fitting(prefix, model), called)
+
+
+def _of_model(config: SampleConfig) -> Pipeline:
+    model = _load(config, config.model)
+    for file in (*(RunFolder(run).prefix_file for run in finished_runs(RUNS)), tiny.PREFIX):
+        fitting = _read_if_fitting(file, model)
+        if fitting is not None:
+            called = f"the prefix {shown(file)} (the newest for this model)"
+            kv, info = fitting
+            return _pipeline(model, kv, info, f"{called} on {shown(config.model)}")
+    called = f"{shown(config.model)} without a prefix (none was made for it)"
+    return _pipeline(model, None, None, called)
+
+
+def _read_if_fitting(file: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo] | None:
+    try:
+        return read_fitting(file, model)
+    except PrefixError:
+        return None
+
+
+def _load(config: SampleConfig, model: str | Path) -> GPT2:
+    return load_model(model, config.device, config.dtype, config.attention)
+
+
+def tokenizer_of(model: GPT2) -> Tokenizer:
+    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
+    if model.config.tokenizer is None:
+        raise ConfigError("the model's config.json names no tokenizer")
+    tokenizer = load_tokenizer(model.config.tokenizer)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
+    return tokenizer
+
+
+def where_computed(model: GPT2) -> str:
+    """On what and how `model` computes, in words."""
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    return f"on {model.device} ({dtype}, {model.attention} attention)"
+
+
+def _pipeline(
+    model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str
+) -> Pipeline:
+    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
+    if info is None:
+        return Pipeline(model, tokenizer, origin=origin)
+    return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)

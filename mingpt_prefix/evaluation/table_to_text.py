@@ -1,0 +1,132 @@
+"""From tables to sentences: prompts in, generation, lines of text out.
+
+pipeline = Pipeline(model, load_tokenizer("gpt2"), prefix)
+pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.data.encoding import encode_prompt
+from mingpt_prefix.data.tables import TEXT_FORMAT, Table
+from mingpt_prefix.data.tokenizer import Tokenizer
+from mingpt_prefix.errors import TableError
+from mingpt_prefix.generation.decoding import GREEDY, generate_scored
+from mingpt_prefix.generation.sampling import Scored
+from mingpt_prefix.model import GPT2
+
+
+class Sentence(NamedTuple):
+    """One line of text, and its score as `Scored` has it."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model, its tokenizer, and the prefix that it sees; `origin` says which they are, and why.
+
+    As an infix, the prefix is seen from the separator behind the table on.
+    """
+
+    model: GPT2
+    tokenizer: Tokenizer
+    prefix: PrefixKV | None = None
+    text_format: str = TEXT_FORMAT
+    placement: str = "prefix"
+    origin: str = ""
+
+    @property
+    def is_infix(self) -> bool:
+        return self.prefix is not None and self.placement == "infix"
+
+    @property
+    def room(self) -> int:
+        """How many tokens have room behind the prefix."""
+        rows = 0 if self.prefix is None or self.is_infix else int(self.prefix.lengths[0])
+        return self.model.config.n_positions - rows
+
+    def prompt(self, table: Table) -> list[int]:
+        """What the model is given for `table`.
+
+        Raises:
+            TableError: if it leaves no room for a new token, or lacks a slot that the text format's
+                template has a field for.
+            ConfigError: for a text format that this version does not know.
+        """
+        prompt = encode_prompt(self.tokenizer, table, self.text_format)
+        check_room(len(prompt), self.room, "table")
+        return prompt
+
+    def write(
+        self,
+        tables: Sequence[Table],
+        decoding: Decoding = GREEDY,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str | TableError]:
+        """One line of text per table, the first of those by `write_scored`, or what is wrong."""
+        found = self.write_scored(tables, decoding, seeds)
+        return [said if isinstance(said, TableError) else said[0].text for said in found]
+
+    def write_scored(
+        self,
+        tables: Sequence[Table],
+        decoding: Decoding = GREEDY,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[Sentence] | TableError]:
+        """`decoding.num_return_sequences` sentences per table, or what is wrong with it.
+
+        `seeds`, one per table, are for sampling. Raises ConfigError as `prompt`.
+        """
+
+        def generate(prompts: list[list[int]], seeds: list[int]) -> list[list[Scored]]:
+            return generate_scored(
+                self.model,
+                prompts,
+                self.prefix,
+                decoding,
+                prefix_from=[len(prompt) - 1 for prompt in prompts] if self.is_infix else None,
+                eos=self.tokenizer.eos,
+                seed=seeds,
+            )
+
+        return write_each(tables, self.prompt, seeds, generate, self.tokenizer.decode)
+
+
+def write_each(
+    items: Sequence,
+    encode: Callable[..., list[int]],
+    seeds: Sequence[int] | None,
+    generate: Callable[[list[list[int]], list[int]], list[list[Scored]]],
+    decode: Callable[[list[int]], str],
+) -> list[list[Sentence] | TableError]:
+    """The lines that `generate` gives for each item's prompt, or the TableError that `encode`
+    raises for it."""
+    said: dict[int, list[Sentence] | TableError] = {}
+    prompts: dict[int, list[int]] = {}
+    for number, item in enumerate(items):
+        try:
+            prompts[number] = encode(item)
+        except TableError as error:
+            said[number] = error
+    own_seeds = [0 if seeds is None else seeds[number] for number in prompts]
+    new = generate(list(prompts.values()), own_seeds)
+    for number, sequences in zip(prompts, new, strict=True):
+        said[number] = [Sentence(one_line(decode(ids)), score) for ids, score in sequences]
+    return [said[number] for number in range(len(items))]
+
+
+def check_room(length: int, room: int, what: str) -> None:
+    """Raises TableError unless a prompt of so many tokens leaves room for a new one."""
+    if length >= room:
+        why = f"the {what} has {length} tokens, and the model has room for {room - 1}"
+        raise TableError(why, 0)
+
+
+def one_line(text: str) -> str:
+    """Text on one line: white space collapsed and trimmed, what cannot be shown left out."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

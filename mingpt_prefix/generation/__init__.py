@@ -1,0 +1,1 @@
+"""New tokens after prompts: the cache, the choice of tokens, beam search."""

@@ -1,0 +1,119 @@
+"""Beam search over a batch of prompts, as transformers' `generate` defines it.
+
+A sequence's score is the sum of its tokens' log-probabilities; a finished one's is divided by the
+number of its new tokens, the end token among them, to the power of the length penalty. A prompt is
+done when its best running sequence, so divided, is below the worst of its n finished ones (what
+transformers calls early_stopping=False).
+"""
+
+import torch
+from torch import Tensor
+
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.generation.kv_cache import KVCache
+from mingpt_prefix.generation.sampling import LogitsProcessor, Scored, Watch
+
+# Lower than any sequence's score: the very number transformers uses, so that sums round alike.
+_NEVER = -1e9
+
+
+class Beams:
+    """The n running and the n best finished sequences of R prompts, up to N new tokens each.
+
+    running, done (R, n, N): their tokens; scores (R, n): of the running ones; done_scores (R, n):
+    divided, best first; done_lengths (R, n): 0 where fewer than n are finished. `limits` (R,): how
+    many tokens each prompt may get.
+    """
+
+    def __init__(self, beams: int, limits: Tensor, eos: int, length_penalty: float):
+        self.limits, self.eos, self.length_penalty = limits, eos, length_penalty
+        self.running = limits.new_zeros(len(limits), beams, int(limits.max()))
+        self.scores = torch.full((len(limits), beams), _NEVER, device=limits.device)
+        self.done, self.done_scores = self.running.clone(), self.scores.clone()
+        self.done_lengths = limits.new_zeros(len(limits), beams)
+        self.scores[:, 0] = 0.0  # all beams begin alike: only the first is gone on from
+
+    def advance(self, shares: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Append token number `step` (from 0) to every running sequence.
+
+        `shares` (R * n, V): log-probabilities of what may be appended. Returns which of the running
+        sequences (R, n) each new one goes on from, and which prompts (R,) are not done.
+        """
+        (n_prompts, beams), vocab_size = self.scores.shape, shares.shape[1]
+        totals = shares.view(n_prompts, beams, vocab_size) + self.scores[:, :, None]
+        # At most one end token follows each beam, so that n of the 2n best can go on.
+        totals, best = totals.flatten(1).topk(2 * beams)  # (R, 2n)
+        parents, tokens = best // vocab_size, best % vocab_size
+        sequences = _select(self.running, parents)
+        sequences[:, :, step] = tokens
+        ends = (tokens == self.eos) | (step + 1 >= self.limits[:, None])
+        self._finish(sequences[:, :beams], totals[:, :beams], ends[:, :beams], step + 1)
+        totals = totals + ends * _NEVER
+        going = totals.topk(beams)[1]
+        self.scores, self.running = totals.gather(1, going), _select(sequences, going)
+        reach = self.scores[:, :1] / (step + 1) ** self.length_penalty
+        worst = torch.where(self.done_lengths > 0, self.done_scores[:, -1:], _NEVER)
+        improves = (reach > worst).any(1)
+        return parents.gather(1, going), improves & (step + 1 < self.limits)
+
+    def _finish(self, sequences: Tensor, totals: Tensor, ends: Tensor, length: int) -> None:
+        """Take those sequences (R, n, N) that end up into the finished ones."""
+        scores = totals / length**self.length_penalty + ~ends * _NEVER
+        self.done_scores, best = torch.cat([self.done_scores, scores], 1).topk(len(ends[0]))
+        self.done = _select(torch.cat([self.done, sequences], 1), best)
+        self.done_lengths = torch.cat([self.done_lengths, ends * length], 1).gather(1, best)
+
+    def best(self, prompts: Tensor, wanted: int) -> list[list[Scored]]:
+        """The best finished sequences of these of the present prompts, by index."""
+        names = ("done", "done_lengths", "done_scores")
+        found = (getattr(self, name)[prompts, :wanted].flatten(0, 1).tolist() for name in names)
+        sequences = []
+        for ids, length, score in zip(*found, strict=True):
+            ids = ids[:length]
+            sequences.append(Scored(ids[: ids.index(self.eos)] if self.eos in ids else ids, score))
+        return [sequences[i : i + wanted] for i in range(0, len(sequences), wanted)]
+
+    def keep(self, prompts: Tensor) -> None:
+        """Go on with these of the present prompts, by index."""
+        for name in ("limits", "running", "scores", "done", "done_scores", "done_lengths"):
+            setattr(self, name, getattr(self, name)[prompts])
+
+
+def _select(sequences: Tensor, index: Tensor) -> Tensor:
+    """Of sequences (R, m, N) those at index (R, k): (R, k, N)."""
+    return sequences.take_along_dim(index[:, :, None], 1)
+
+
+def search_beams(
+    cache: KVCache,
+    limits: Tensor,
+    eos: int,
+    decoding: Decoding,
+    rules: LogitsProcessor,
+    watch: Watch | None = None,
+) -> list[list[Scored]]:
+    """The best sequences of each prompt in the cache, best first, without their end tokens.
+
+    What `rules` takes away is not shared out among the other tokens.
+    """
+    beams, wanted = decoding.beams, decoding.num_return_sequences
+    numbers = torch.arange(len(limits), device=limits.device)  # of the prompts that are left
+    results: list[list[Scored]] = [[] for _ in limits]
+    cache.keep(numbers.repeat_interleave(beams))
+    state = Beams(beams, limits, eos, decoding.length_penalty)
+    for step in range(int(limits.max())):
+        if watch is not None:
+            watch([], [], [])
+        said = state.running[:, :, :step].flatten(0, 1)
+        shares = rules(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
+        parents, going = state.advance(shares, step)
+        over, going = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
+        for number, sequences in zip(numbers[over].tolist(), state.best(over, wanted), strict=True):
+            results[number] = sequences
+        if not len(going):
+            break
+        cache.keep((going[:, None] * beams + parents[going]).flatten())
+        numbers = numbers[going]
+        state.keep(going)
+        cache.step(state.running[:, :, step].flatten())
+    return results

@@ -1,0 +1,126 @@
+"""The keys and values of a batch's tokens while new ones are generated.
+
+A cache row holds one token's keys and values. A sequence's block table names the rows it reads, so
+the beams of a prompt share its rows, and what they have in common since: when beams part or rows
+leave the batch, tables move, never keys or values.
+
+For the reference attention, which gathers what it reads, prefixes are rows of the cache too, and
+the first of a table: to gather both at once is to copy them once. A kernel gets them by pointer.
+
+    cache = KVCache(model, prompts, prefix, prefix_ids, limits)
+    cache.step(cache.logits.argmax(-1))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mingpt_prefix import kernels
+from mingpt_prefix.batch import Layout, PrefixKV, make_layout, make_positions
+from mingpt_prefix.kernels.reference import prefix_rows
+from mingpt_prefix.model import GPT2
+
+
+class KVCache:
+    """B rows, each a sequence behind its prefix.
+
+    `logits` (B, V), float32, are those after the last token of each row; `step` appends one token
+    to each row; `keep` puts some of the rows in the place of all of them.
+    """
+
+    may_hold_prefix = True  # as rows of the cache; not if a sequence may get another prefix later
+
+    def __init__(
+        self,
+        model: GPT2,
+        prompts: Sequence[list[int]],
+        prefix: PrefixKV,
+        prefix_ids: Sequence[int],
+        limits: Sequence[int],
+        prefix_from: Sequence[int] | None = None,
+    ):
+        """Run the prompts, packed.
+
+        `limits` (B,): how many tokens can be appended to each. `prefix_from` (B,): the first token
+        of each that sees its prefix, which then moves no positions; None: it stands in front.
+        """
+        self.model, self.prefix, self.in_front = model, prefix, prefix_from is None
+        layout = make_layout([len(ids) for ids in prompts], prefix_ids, prefix_from)
+        layout = layout.to(model.device)
+        self.prefix_ids = layout.prefix_ids
+        self.lengths = layout.seq_starts.diff().long()  # (B,)
+        columns = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        n_layer, _, n_prefix_rows, n_head, head_dim = prefix.kv.shape
+        n_tokens = sum(len(ids) for ids in prompts)
+        self.holds_prefix = model.attention == "reference" and self.may_hold_prefix
+        self.n_rows = n_tokens + n_prefix_rows * self.holds_prefix
+        # Columns past a sequence's own tokens are not read before they are written.
+        column = torch.arange(columns, dtype=torch.int32, device=model.device)
+        self.table = layout.seq_starts[:-1, None] + column  # (B, K)
+        self.kv = prefix.kv.new_empty(n_layer, 2, self.n_rows + sum(limits), n_head, head_dim)
+        if self.holds_prefix:
+            self.kv[:, :, :n_prefix_rows] = prefix.kv
+            self._put_in_front(n_prefix_rows)
+        self.table.clamp_(max=self.n_rows - 1)
+        tokens = torch.tensor([i for ids in prompts for i in ids], device=model.device)
+        self.logits, self.positions = self._prefill(tokens, layout)
+
+    def _put_in_front(self, n_prefix_rows: int) -> None:
+        """Let each table begin with the rows of the sequence's prefix, the first of the cache."""
+        rows, real = prefix_rows(self.prefix.starts, self.prefix_ids)
+        own = real.sum(1, dtype=torch.int32)[:, None]
+        front = F.pad(rows.int(), (0, self.table.shape[1]))
+        column = torch.arange(front.shape[1], dtype=torch.int32, device=own.device)
+        token = self.table[:, :1] + n_prefix_rows + column - own
+        self.table = torch.where(column < own, front, token)
+        self.lengths = self.lengths + own[:, 0]
+
+    def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The logits (B, V) after each prompt, and the positions (B,) of what comes next."""
+        lengths = self.prefix.lengths if self.in_front and len(self.prefix.lengths) else None
+        positions = make_positions(layout, lengths)
+        attend = self.model.bind_attention(len(tokens), layout, self.prefix)
+        first, end = self.n_rows - len(tokens), self.n_rows
+
+        def attend_and_keep(layer: int, qkv: Tensor) -> Tensor:
+            self.kv[layer, :, first:end] = qkv[:, 1:].transpose(0, 1)  # (2, T, H, D)
+            return attend(layer, qkv)
+
+        last = layout.seq_starts[1:].long() - 1
+        hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
+        return self._head(hidden[last]), positions[last] + 1
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token to each row, (B,)."""
+        own = torch.arange(
+            self.n_rows, self.n_rows + len(tokens), dtype=torch.int32, device=tokens.device
+        )
+        self.n_rows += len(tokens)
+        self.table.scatter_(1, self.lengths[:, None], own[:, None])
+
+        kv, starts, ids = self.prefix.kv, self.prefix.starts, self.prefix_ids
+        if self.holds_prefix:
+            kv, starts, ids = kv[:, :, :0], starts[:1], torch.full_like(ids, -1)
+
+        layout = (len(tokens), self.table, self.lengths, starts, ids)
+        call = kernels.bind_decode(self.model.attention, *layout)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return call(qkv, self.kv[layer], kv[layer])
+
+        hidden = self.model.trunk(self.model.embed(tokens, self.positions), attend)
+        self.lengths, self.positions = self.lengths + 1, self.positions + 1
+        self.logits = self._head(hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the present rows, by index (B',); each any number of times."""
+        self.table, self.lengths, self.positions = (
+            t[rows] for t in (self.table, self.lengths, self.positions)
+        )
+        self.prefix_ids, self.logits = self.prefix_ids[rows], self.logits[rows]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        # float32 even for a float64 model: transformers ranks tokens by such numbers.
+        return self.model.head(hidden).float()

@@ -1,0 +1,154 @@
+"""Sequences token after token: the likeliest one, or drawn by temperature, top-k and top-p.
+
+A sequence's score is the sum of its tokens' log-probabilities, the end token's among them, in the
+distribution they are chosen from: after the rules of `LogitsProcessor`, temperature, top-k and
+top-p. So transformers' `compute_transition_scores` gives them, normalised.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.generation.kv_cache import KVCache
+
+# Called after every step with the numbers of the prompts that got a token, these tokens, and their
+# log-probabilities. Beam search gives none of the three: nothing is settled before its end. What it
+# raises ends the decoding.
+Watch = Callable[[list[int], list[int], list[float]], None]
+# The next token of each row (B,) and its log-probability (B,), by the logits (B, V), the rows'
+# numbers in the batch (B,), and how many tokens came before.
+Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+class Scored(NamedTuple):
+    """New ids, without the end token, and their score: the higher the better.
+
+    By beams it is the sum of the log-probabilities, the end token's among them, divided by their
+    number to the power of the length penalty; otherwise it is the sum alone.
+    """
+
+    ids: list[int]
+    score: float
+
+
+class LogitsProcessor:
+    """Which tokens may not come next: rules of transformers' `generate`, for ragged prompts.
+
+    No run of n tokens, of the prompt or generated, is repeated (an end token in the prompt counts
+    as any other), and the end token does not come before a minimum of others. An `eos` outside the
+    vocabulary is never banned.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[list[int]],
+        decoding: Decoding,
+        eos: int,
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self.ngram, self.eos, self.vocab_size = decoding.no_repeat_ngram_size, eos, vocab_size
+        self.least = decoding.min_new_tokens if 0 <= eos < vocab_size else 0
+        width = max(map(len, prompts))
+        # Padded in front by what is no token: padding and then m tokens comes once in a row, at
+        # its beginning, and so repeats nothing.
+        padded = [[vocab_size] * (width - len(ids)) + ids for ids in prompts]
+        self.prompts = torch.tensor(padded, device=device)
+
+    def __call__(self, scores: Tensor, numbers: Tensor, new: Tensor) -> Tensor:
+        """Scores (B, V), with -inf for what may not follow prompt number (B,) and `new` (B, N)."""
+        if not self.ngram and new.shape[1] >= self.least:
+            return scores
+        # The last column is of no token: the place for what is not to be banned.
+        banned = scores.new_zeros(len(scores), self.vocab_size + 1, dtype=torch.bool)
+        if new.shape[1] < self.least:
+            banned[:, self.eos] = True
+        if self.ngram:
+            said = torch.cat([self.prompts[numbers], new], 1)
+            banned.scatter_(1, self._repeating(said), True)
+        return scores.masked_fill(banned[:, :-1], -math.inf)
+
+    def _repeating(self, said: Tensor) -> Tensor:
+        """(B, W): the tokens that would repeat one of W n-grams of `said` (B, S), V for others."""
+        if said.shape[1] < self.ngram:
+            return said[:, :0]
+        ngrams = said.unfold(1, self.ngram, 1)  # (B, W, n)
+        begun = said[:, None, said.shape[1] + 1 - self.ngram :]  # (B, 1, n - 1)
+        return torch.where((ngrams[..., :-1] == begun).all(-1), ngrams[..., -1], self.vocab_size)
+
+
+def choose_tokens(
+    cache: KVCache,
+    limits: Tensor,
+    eos: int,
+    decoding: Decoding,
+    rules: LogitsProcessor,
+    seeds: Sequence[Sequence[int]],
+    watch: Watch | None = None,
+) -> list[list[Scored]]:
+    """The new tokens of each row in the cache, one sequence for each of its seeds.
+
+    `limits` (B,): how many tokens a row's may get; `seeds` (B, n): of what each draws. A sequence
+    ends without an end token if every token is banned.
+    """
+    per_row, most = len(seeds[0]), int(limits.max())
+    rows = torch.arange(len(limits), device=limits.device).repeat_interleave(per_row)
+    limits = limits[rows]
+    if per_row > 1:
+        cache.keep(rows)
+    choose = _likeliest
+    if decoding.samples:
+        choose = _sampler(
+            [seed for of_row in seeds for seed in of_row], most, decoding, rows.device
+        )
+    new, counts = limits.new_zeros(len(rows), most), torch.zeros_like(limits)
+    scores = torch.zeros_like(limits, dtype=torch.double)
+    numbers = torch.arange(len(rows), device=rows.device)  # of the sequences that are left
+    for step in range(most):
+        logits = rules(cache.logits, rows[numbers], new[numbers, :step])
+        tokens, shares = choose(logits, numbers, step)
+        possible = logits.gather(1, tokens[:, None])[:, 0] > -math.inf
+        new[numbers, step] = tokens
+        scores[numbers] += torch.where(possible, shares, 0.0)
+        if watch is not None:
+            watch(rows[numbers].tolist(), tokens.tolist(), shares.tolist())
+        more = possible & (tokens != eos)
+        counts[numbers] += more
+        going = (more & (step + 1 < limits[numbers])).nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(numbers):
+            numbers, tokens = numbers[going], tokens[going]
+            cache.keep(going)
+        cache.step(tokens)
+    found = zip(new.tolist(), counts.tolist(), scores.tolist(), strict=True)
+    sequences = [Scored(ids[:n], score) for ids, n, score in found]
+    return [sequences[i : i + per_row] for i in range(0, len(sequences), per_row)]
+
+
+def _likeliest(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    tokens = logits.argmax(-1)
+    return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+def _sampler(seeds: Sequence[int], most: int, decoding: Decoding, device: torch.device) -> Choose:
+    # Every sequence has a generator of its own; what it draws is independent of the others.
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
+
+    def choose(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
+        shares = (values.double() / (decoding.temperature or 1.0)).softmax(-1)  # largest first
+        if decoding.top_p is not None:
+            # The likeliest tokens that together reach top_p: those with less than it before them.
+            shares *= shares.cumsum(-1) - shares < decoding.top_p
+        sums = shares.cumsum(-1)
+        place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
+        share = shares.gather(1, place) / sums[:, -1:]
+        return order.gather(1, place)[:, 0], share.log()[:, 0]
+
+    return choose

@@ -1,0 +1,207 @@
+"""Prompts that come one at a time, decoded together: a queue, and a thread that empties it.
+
+    batcher = Batcher(model, prefix, eos=tokenizer.eos)
+    job = batcher.submit(Job(ids, decoding, prefix_id=2))
+    job.future.result()                    # as `generate_scored` gives them for this prompt alone
+    batcher.close()
+
+The thread takes the oldest job, and with it those waiting that can go through the model in the same
+batch: of the same settings, each with a prefix of its own. What comes meanwhile is the next batch.
+The model is used by this thread alone.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.config import Decoding
+from mingpt_prefix.generation.decoding import generate_scored
+from mingpt_prefix.generation.sampling import Scored
+from mingpt_prefix.model import GPT2
+
+_GATHERING = 0.005  # seconds for others to arrive with the first
+
+OnToken = Callable[[int, float], None]
+
+
+class QueueFull(Exception):
+    """As many jobs are waiting as may."""
+
+
+class Stopped(Exception):
+    """The batcher was closed before the job was done."""
+
+
+class _Abandoned(Exception):
+    """Nobody waits for any of the batch's jobs any more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A prompt, how it is decoded, and the result, which comes into `future`.
+
+    `prefix_id` and `prefix_from` are as in `generate_scored`. `on_token` is called in the batcher's
+    thread with each token, the end token among them, and its log-probability; by beam search never.
+    """
+
+    prompt: list[int]
+    decoding: Decoding
+    prefix_id: int = -1
+    prefix_from: int | None = None
+    seed: int = 0
+    on_token: OnToken | None = None
+    future: "Future[list[Scored]]" = field(default_factory=Future)
+    abandoned: bool = False
+
+    def abandon(self) -> None:
+        """Nobody waits for it: drop it, or let its batch go on without telling of it."""
+        self.abandoned = True
+        self.future.cancel()
+
+
+@dataclass(eq=False)
+class FunctionJob:
+    """A function to be called in the batcher's thread; its result comes into `future`."""
+
+    function: Callable[[], object]
+    future: "Future[object]" = field(default_factory=Future)
+
+    def abandon(self) -> None:
+        self.future.cancel()
+
+
+class Batcher:
+    """The queue of one model and its packed prefixes (None: none), and the thread that empties it.
+
+    At most `most_waiting` jobs wait. At most `batch_size` sequences go through the model together,
+    a job's beams counted; a job of more goes alone.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        prefix: PrefixKV | None,
+        eos: int,
+        most_waiting: int = 512,
+        batch_size: int = 32,
+    ) -> None:
+        self.model, self.prefix, self.eos = model, prefix, eos
+        self.most_waiting, self.batch_size = most_waiting, batch_size
+        self._waiting: list[Job | FunctionJob] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job | FunctionJob) -> Job | FunctionJob:
+        """Put `job` at the end of the queue, and give it back.
+
+        Raises:
+            QueueFull: when too many are waiting.
+            Stopped: after `close`.
+        """
+        with self._changed:
+            if self._closed:
+                raise Stopped
+            if len(self._waiting) >= self.most_waiting:
+                # Those that nobody waits for any more do not count.
+                self._waiting = [j for j in self._waiting if not j.future.cancelled()]
+            if len(self._waiting) >= self.most_waiting:
+                raise QueueFull
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """End the thread after its present step; jobs that are not done get `Stopped`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            self._run(jobs)
+        for job in self._waiting:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(Stopped())
+
+    def _next(self) -> list[Job] | list[FunctionJob]:
+        """The next batch, waited for; nothing after `close`."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+            time.sleep(_GATHERING)
+            with self._changed:
+                if self._closed:
+                    return []
+                chosen = _together(self._waiting, self.batch_size)
+                self._waiting = [job for job in self._waiting if job not in chosen]
+            jobs = [job for job in chosen if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                return jobs
+
+    def _run(self, jobs: list[Job] | list[FunctionJob]) -> None:
+        try:
+            if isinstance(jobs[0], FunctionJob):
+                results = [jobs[0].function()]
+            else:
+                results = self._decode(jobs)
+        except Exception as error:
+            if isinstance(error, _Abandoned) and self._closed:
+                error = Stopped()
+            for job in jobs:
+                job.future.set_exception(error)
+        else:
+            for job, result in zip(jobs, results, strict=True):
+                job.future.set_result(result)
+
+    def _decode(self, jobs: list[Job]) -> list[list[Scored]]:
+        def watch(rows: list[int], tokens: list[int], shares: list[float]) -> None:
+            if self._closed or all(job.abandoned for job in jobs):
+                raise _Abandoned
+            for row, token, share in zip(rows, tokens, shares, strict=True):
+                if jobs[row].on_token is not None and not jobs[row].abandoned:
+                    jobs[row].on_token(token, share)
+
+        in_front = jobs[0].prefix_from is None
+        return generate_scored(
+            self.model,
+            [job.prompt for job in jobs],
+            self.prefix,
+            jobs[0].decoding,
+            prefix_ids=[job.prefix_id for job in jobs],
+            prefix_from=None if in_front else [job.prefix_from for job in jobs],
+            eos=self.eos,
+            seed=[job.seed for job in jobs],
+            batch_size=self.batch_size,
+            watch=watch,
+        )
+
+
+def _together(waiting: list[Job | FunctionJob], most: int) -> list[Job] | list[FunctionJob]:
+    """The first that waits, and those that can go with it: at most so many sequences.
+
+    A prompt that is sampled twice with one seed in a batch would be given different samples, so
+    the second one waits.
+    """
+    chosen: list[Job | FunctionJob] = []
+    settings, sampled = None, set()
+    for job in waiting:
+        if isinstance(job, FunctionJob):
+            if not chosen:
+                return [job]
+            continue
+        own = (job.decoding, job.prefix_from is None)
+        drawn = (job.seed, *job.prompt) if job.decoding.samples else id(job)
+        if own == (settings or own) and drawn not in sampled:
+            settings = own
+            sampled.add(drawn)
+            chosen.append(job)
+        width = max(settings[0].beams, settings[0].num_return_sequences)
+        if (len(chosen) + 1) * width > most:
+            break
+    return chosen

@@ -1,0 +1,196 @@
+"""A web page on this machine, and an HTTP endpoint beside it: `python sample.py --serve`.
+
+    GET  /           the page
+    GET  /about      which prefixes and models there are
+    POST /generate   {"table": {"name": "The Mill"}, "prefix": "prefix-tiny-1", "beams": 5}
+                     -> {"by": "prefix-tiny-1", "sentences": [{"text": "...", "score": -4.2}]}
+                     with "stream": true a line for each token as it comes, then that line
+    POST /attention  the same with "tokens": how much of their attention went to the prefix
+
+Every answer but the page is JSON on one line; what is refused has a status of 4xx or 503 and
+{"error": "..."}. Importing this module raises ConfigError where the extra `serve` is not installed.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mingpt_prefix.errors import ConfigError, printable
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+from mingpt_prefix.serve.models import ServedModel, open_models
+from mingpt_prefix.serve.requests import Limits, Refusal
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+
+    from mingpt_prefix.serve.endpoints import Service, line
+except ImportError:
+    needed = "--serve needs starlette and uvicorn: pip install 'mingpt-prefix[serve]'"
+    raise ConfigError(needed) from None
+
+PAGE = Path(__file__).with_name("page.html")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_GRACE = 10  # seconds that answers which were begun may take after the server was told to stop
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def serve(config: SampleConfig) -> int:
+    """Answer requests until SIGINT or SIGTERM; what was begun is finished. Returns exit code 0.
+
+    Raises:
+        MingptPrefixError: as `open_models`, or where the address cannot be listened on.
+    """
+    _ = config.decoding  # a flag out of range is told before anything is loaded
+    with _listen(config.host, config.port) as listening:
+        models = open_models(config)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        where = f"http://{host}:{listening.getsockname()[1]}/"
+        server = _Server(
+            uvicorn.Config(
+                make_app(models, config),
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                log_level="critical",
+                server_header=False,
+                timeout_graceful_shutdown=2 * _GRACE,
+            )
+        )
+        # uvicorn stops at these signals, and then raises them again for the handlers before it.
+        before = {n: signal.signal(n, _ignore) for n in (signal.SIGINT, signal.SIGTERM)}
+        print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
+        names = ", ".join(served.name for served in models)
+        print(f"Serving {names} at {where} until Ctrl-C.", file=sys.stderr, flush=True)
+        try:
+            server.run(sockets=[listening])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Some time after it was told to stop, what still waits is refused."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async def refuse_the_rest() -> None:
+            await asyncio.sleep(_GRACE)
+            await asyncio.to_thread(self.config.app.state.service.close)
+
+        closing = asyncio.create_task(refuse_the_rest())
+        await super().shutdown(sockets)
+        closing.cancel()
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port must lie in 0 to 65535, not {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{printable(host)}, port {port}: cannot listen there: {why}") from None
+
+
+def make_app(
+    models: Sequence[ServedModel], config: SampleConfig, limits: Limits | None = None
+) -> Starlette:
+    """The application that answers by these models; its threads end when it is shut down."""
+    service = Service(models, config, limits or Limits())
+    # A page elsewhere could point a name of its own at this machine: let none but ours pass.
+    hosts = {*LOOPBACK} if config.host in LOOPBACK else None
+
+    def route(path: str, endpoint: Endpoint, method: str) -> Route:
+        return Route(path, _guarded(endpoint, hosts), methods=[method])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    async def refused(_request: Request, error: HTTPException) -> Response:
+        return line({"error": error.detail}, error.status_code, error.headers)
+
+    app = Starlette(
+        routes=[
+            route("/", _page_endpoint(), "GET"),
+            route("/about", service.about, "GET"),
+            route("/generate", service.generate, "POST"),
+            route("/attention", service.attention, "POST"),
+        ],
+        exception_handlers={HTTPException: refused},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+def _guarded(endpoint: Endpoint, hosts: set[str] | None) -> Endpoint:
+    """`endpoint` for requests to `hosts` (None: any), with what goes wrong as an answer."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            if hosts is not None and _host(request) not in hosts:
+                raise Refusal(403, "the server answers to this machine's own names alone")
+            return await endpoint(request)
+        except Refusal as error:
+            return line({"error": str(error)}, error.status)
+        except ClientDisconnect:
+            return line({"error": "the client went away"}, 400)
+        except Exception as error:
+            what = printable(f"{type(error).__name__}: {error}", 300)
+            print(f"sample.py: {request.url.path}: {what}", file=sys.stderr, flush=True)
+            return line({"error": "the server failed at this request"}, 500)
+
+    return answer
+
+
+def _host(request: Request) -> str | None:
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return None
+
+
+def _page_endpoint() -> Endpoint:
+    """The page, allowed to run its own script and to talk to this server, and nothing else."""
+    html = PAGE.read_text(encoding="utf-8")
+
+    def digest(tag: str) -> str:
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    policy = (
+        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')};"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+
+    async def page(_request: Request) -> Response:
+        return HTMLResponse(html, headers=headers)
+
+    return page

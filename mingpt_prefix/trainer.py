@@ -1,0 +1,134 @@
+"""Training: one loop for adapters, full fine-tuning and pretraining.
+
+    trainer = Trainer(config, gradients, stepper, train_set, dev_set)
+    for progress in trainer.steps():
+        ...
+
+The modes differ in what is trained (a prefix, LoRA, or the model) and in nothing else. A run is a
+function of its settings: batches, dropout and the learning rate of a step depend on (seed, step)
+alone, which makes resuming exact. `evaluation.training_run.make_trainer` puts the parts together.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from mingpt_prefix.adaptation import Adaptation, folded
+from mingpt_prefix.batch import Encoded, batches
+from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.errors import TrainingError
+from mingpt_prefix.optim import learning_rate
+from mingpt_prefix.step import ADVICE, Progress, Stepper, TrainStep, check_positions
+
+MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
+
+
+class Trainer:
+    """One run: what is trained by which steps, and how far it has come.
+
+    Raises:
+        ConfigError: when an example does not fit the model's positions.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        gradients: TrainStep,
+        stepper: Stepper,
+        train_set: Sequence[Encoded],
+        dev_set: Sequence[Encoded],
+    ) -> None:
+        self.config, self.gradients, self.stepper = config, gradients, stepper
+        self.model, self.trainable = gradients.model, gradients.trainable
+        self.train_set, self.dev_set = train_set, dev_set[:: -(-len(dev_set) // MAX_DEV) or 1]
+        self.step, self.best_loss, self.best_step = 0, math.inf, 0
+        self._unread: deque[Progress] = deque()
+        per_epoch = -(-len(train_set) // config.batch_size)
+        self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
+        if config.mode != "pretrain":  # whose windows are cut to fit
+            rows = config.prefix_length if config.has_prefix else 0
+            check_positions(rows, (*self.train_set, *self.dev_set), self.model)
+
+    @property
+    def n_trained(self) -> int:
+        """Parameters that are trained: the adapters', or the model's."""
+        return sum(p.numel() for p in self.trainable.parameters())
+
+    @property
+    def n_kept(self) -> int:
+        """Numbers that the run leaves behind: the folded adapters', or the model's."""
+        kept = self.folded().tensors()
+        return sum(tensor.numel() for tensor in kept) if kept else self.n_trained
+
+    def steps(self) -> Iterator[Progress]:
+        """Train to the end, from wherever the run is; yields each step as soon as it is begun.
+
+        Losses may arrive later, up to `stepper.lag` steps; `synchronize` waits for them.
+
+        Raises:
+            TrainingError: when a loss or a gradient is not finite; its step has changed nothing.
+        """
+        to_come = range(self.step, self.total_steps)
+        order = batches(len(self.train_set), self.config.batch_size, self.config.seed, self.step)
+
+        def prepare(step: int) -> tuple[int, float, int, object]:
+            examples = [self.train_set[i] for i in next(order)]
+            lr = learning_rate(step, self.total_steps, self.config)
+            tokens = sum(len(e.ids) for e in examples)
+            return step, lr, tokens, self.stepper.prepare(examples, lr)
+
+        for step, lr, tokens, work in self.stepper.prefetch(prepare, to_come):
+            pending = self.stepper.begin(work, self.gradients.seed(step))
+            progress = Progress(step + 1, lr, tokens, pending)
+            self.step = step + 1
+            self._unread.append(progress)
+            self._read_all_but(self.stepper.lag)
+            if self._is_judged(self.step):
+                self._judge(progress)
+            yield progress
+
+    def synchronize(self) -> None:
+        """Wait for the losses of all steps that have been begun. Raises as `steps`."""
+        self._read_all_but(0)
+
+    def _read_all_but(self, count: int) -> None:
+        while len(self._unread) > count:
+            progress = self._unread.popleft()
+            try:
+                _ = progress.loss
+            except TrainingError:
+                self.step = progress.step - 1  # nothing has moved since
+                raise
+
+    def _is_judged(self, step: int) -> bool:
+        """Whether a dev loss follows it, or nothing at all."""
+        eval_every = math.ceil(self.total_steps / self.config.evals)
+        return step % eval_every == 0 or step == self.total_steps
+
+    def _judge(self, progress: Progress) -> None:
+        """Take the dev loss after the step. Raises as `steps`."""
+        self.synchronize()
+        if not self.dev_set:
+            progress.is_best = progress.step == self.total_steps
+            return
+        progress.dev_loss = self.dev_loss()
+        if not math.isfinite(progress.dev_loss):
+            what = f"the dev loss is {progress.dev_loss}"
+            raise TrainingError(f"step {progress.step}: {what}: {ADVICE}")
+        progress.is_best = progress.dev_loss < self.best_loss
+        if progress.is_best:
+            self.best_loss, self.best_step = progress.dev_loss, progress.step
+
+    def dev_loss(self) -> float:
+        """Mean loss over the targets of the dev set, in nats."""
+        self.model.eval()
+        return self.gradients.mean_loss(self.dev_set, self.folded())
+
+    def folded(self) -> Adaptation:
+        """What has been learned beside the model, as it would be kept now."""
+        return folded(self.gradients.own_adapters)
+
+    def start_from(self, step: int, best_loss: float, best_step: int) -> None:
+        """Go on after `step`, with the parameters and the optimizers' state as they are now."""
+        self.step, self.best_loss, self.best_step = step, best_loss, best_step
+        self.stepper.forget()
