@@ -86,7 +86,7 @@ class ModelConfig:
 
 MODELS = {
     "tiny": ModelConfig(
-        6, 8, 256, vocab_size=1024, n_positions=512, eos_token_id=1023, tokenizer="tiny"
+        6, 8, 256, vocab_size=1024, n_positions=512, eos_token_id=1023, tokenizer="tiny-1024"
     ),
     "gpt2": ModelConfig(),
     "gpt2-medium": ModelConfig(24, 16, 1024),

@@ -1,26 +1,35 @@
 """The stage in which the embedded base is trained together with prefixes that are thrown away."""
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import torch
 
-from mingpt_prefix.config import ModelConfig
+from mingpt_prefix.checkpoints.checkpoint import load_newest
+from mingpt_prefix.cli.recipes import recipe
+from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.pretraining import Windows
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.tiny import make_steerable
-from mingpt_prefix.tiny.make_steerable import LONGEST, Args, Life, TableTask, tables_batch, train
+from mingpt_prefix.tiny import steerable
+from mingpt_prefix.tiny.corpus import Overlap
+from mingpt_prefix.tiny.steerable import LONGEST, Args, Life, Source, tables_batch, train_together
 
-SHAPE = ModelConfig(2, 2, 16, vocab_size=4096, n_positions=512, eos_token_id=4095, tokenizer="tiny")
-ARGS = Args(steps=3, pool=3, life=2, tasks=2, examples=2, windows=1)
-TOKENIZER = load_tokenizer("tiny")
+TOKENIZER = load_tokenizer("tiny-1024")
+SHAPE = ModelConfig(
+    2, 2, 16, vocab_size=1024, n_positions=512, eos_token_id=1023, tokenizer="tiny-1024"
+)
+ARGS = Args(steps=3, pool=3, life=2, tasks=2, examples=2, windows=1, dtype="fp32")
+WORDS = "lantern meadow copper violin thunder parcel silver window garden whistle".split()
+SOURCE = Source(TOKENIZER, WORDS, Overlap([], ["Salt & Honey"]))
+OF_ROWS = TrainConfig("prefix", model="tiny", data=(), **recipe("prefix", True, max_steps=2))
 
 
 @pytest.fixture
 def english() -> Windows:
-    return Windows(np.arange(1200, dtype=np.uint16), 32)
+    return Windows(np.arange(1000, dtype=np.uint16), 32)
 
 
 def make_model() -> GPT2:
@@ -28,24 +37,29 @@ def make_model() -> GPT2:
 
 
 def test_a_task_writes_all_its_tables_in_one_way() -> None:
-    task = TableTask(Random(1), TOKENIZER, coined=1.0)
-    drawn = [task.draw() for _ in range(20)]
+    life = Life(Random(1), SOURCE, make_model(), OF_ROWS)
+    drawn = [life.draw() for _ in range(20)]
     assert len({tuple(e.ids.tolist()) for e in drawn}) > 10
     for example in drawn:
         assert example.ids[example.prompt_length - 1] == example.ids[-1] == TOKENIZER.eos
         assert len(example.ids) <= LONGEST and example.n_targets > 1
-    marks = {name for name in (slot.name for slot in task.domain.slots)}
     told = " ".join(TOKENIZER.decode(e.ids[: e.prompt_length - 1].tolist()) for e in drawn)
-    assert any(task.style.spell(name) in told for name in marks)
+    assert any(life.style.spell(name) in told for name, _ in life.pairs.domain.slots)
+
+
+def test_a_text_that_must_not_be_said_is_not(monkeypatch) -> None:
+    life = Life(Random(1), SOURCE, make_model(), OF_ROWS)
+    pairs = iter([([("name", "A")], "At Salt & Honey."), ([("name", "B")], "At home.")])
+    monkeypatch.setattr(life.pairs, "draw", lambda: next(pairs))
+    assert "home" in TOKENIZER.decode(life.draw().ids.tolist())
 
 
 def test_each_example_sees_the_prefix_of_its_task() -> None:
     model = make_model()
-    _, of_rows = make_steerable._configs(ARGS)
-    lives = [Life(TableTask(Random(i), TOKENIZER, 1.0), model, of_rows) for i in range(2)]
+    lives = [Life(Random(i), SOURCE, model, OF_ROWS) for i in range(2)]
     batch, prefix = tables_batch(lives, 2)
     assert batch.layout.prefix_ids.tolist() == [0, 0, 1, 1]
-    assert prefix.lengths.tolist() == [of_rows.prefix_length] * 2
+    assert prefix.lengths.tolist() == [OF_ROWS.prefix_length] * 2
     assert not torch.equal(*prefix.kv.chunk(2, dim=2))
 
 
@@ -54,26 +68,44 @@ def test_base_and_prefixes_learn_and_tasks_die(english, monkeypatch) -> None:
     init = Life.__init__
     monkeypatch.setattr(Life, "__init__", lambda self, *a: (born.append(self), init(self, *a))[1])
     model, before = make_model(), make_model().state_dict()
-    train(model, ARGS, english, TOKENIZER)
+    train_together(model, ARGS, english, SOURCE)
     changed = [
         name for name, tensor in model.state_dict().items() if (tensor != before[name]).any()
     ]
     assert set(changed) == set(before)
-    assert len(born) > ARGS.pool and any(life.is_over for life in born)
-    assert all((row != 0).any() for life in born if life.is_over for row in life.encoder.rows)
+    over = [life for life in born if life.age >= ARGS.life]
+    assert len(born) > ARGS.pool and over
+    assert all((row != 0).any() for life in over for row in life.encoder.rows)
 
 
 def test_the_same_seed_gives_the_same_base(english) -> None:
+    args = dict(pool=2, tasks=2, examples=1, windows=1, dtype="fp32")
     one, two, other = (
-        train(
-            make_model(),
-            Args(2, pool=2, tasks=2, examples=1, windows=1, seed=seed),
-            english,
-            TOKENIZER,
-        )
+        train_together(make_model(), Args(2, seed=seed, **args), english, SOURCE)
         for seed in (0, 0, 1)
     )
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not all(
         torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
     )
+
+
+def test_it_goes_on_from_its_last_checkpoint(english, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(steerable, "SAVE_EVERY", 2)
+
+    def stop(*_args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steerable, "say", lambda line: line.startswith("step 4/") and stop())
+        with pytest.raises(KeyboardInterrupt):
+            train_together(make_model(), Args(6, pool=2, tasks=2), english, SOURCE, tmp_path)
+    assert load_newest(tmp_path).step == 2
+    steps: list[float] = []
+    rate = steerable.learning_rate
+    monkeypatch.setattr(steerable, "learning_rate", lambda *a: (steps.append(a), rate(*a))[1])
+    model = train_together(make_model(), Args(6, pool=2, tasks=2), english, SOURCE, tmp_path)
+    assert [step for step, total, _ in steps if total == 6] == [2, 3, 4, 5]
+    assert load_newest(tmp_path).step == 6
+    saved = load_newest(tmp_path).tensors["trained.wte.weight"]
+    assert torch.equal(saved, model.wte.weight)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mingpt_prefix import tiny
 from mingpt_prefix.adapters.learned import text_tokens
 from mingpt_prefix.adapters.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.checkpoints.hf_format import CONFIG_FILE, read_config
@@ -63,7 +64,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     device = choose_device(args.device)
     model, why = (args.model, "as --model says") if args.model else _choose_model(device)
     shape = model_shape(model)
-    is_tiny = shape.tokenizer == "tiny"
+    is_tiny = shape.tokenizer in tiny.VOCABULARIES
     data = args.data or (("sample",) if is_tiny else ("e2e",))
     dtype = args.dtype
     if dtype == "auto":

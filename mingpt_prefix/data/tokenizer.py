@@ -47,16 +47,17 @@ class Tokenizer:
 
 @functools.cache
 def load_tokenizer(name: str) -> Tokenizer:
-    """The encoding `gpt2` (its files are downloaded once, to the cache folder) or `tiny`.
+    """The encoding `gpt2` (its files are downloaded once, to the cache folder) or one of the
+    embedded model's.
 
     Raises:
         ConfigError: for another name.
         DataError: when GPT-2's files are neither cached nor to be downloaded.
     """
-    if name == "tiny":
-        return Tokenizer(name, _from_ranks(name, tiny.VOCABULARY.read_bytes()))
+    if name in tiny.VOCABULARIES:
+        return Tokenizer(name, _from_ranks(name, tiny.VOCABULARIES[name].read_bytes()))
     if name != "gpt2":
-        raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny")
+        raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny-1024, tiny")
     folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
     try:
         return Tokenizer(name, tiktoken.get_encoding("gpt2"))

@@ -20,6 +20,7 @@ from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.evaluation.faults import faults
 from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
@@ -73,7 +74,8 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
 
 
 class TableTask:
-    """Tables to sentences; scored by BLEU of greedy output for each dev table.
+    """Tables to sentences; scored by BLEU of greedy output for each dev table, and of the sample
+    data by the share of tables that are said without a fault.
 
     `example` is a table of its kind to try, as it is written.
     """
@@ -98,6 +100,7 @@ class TableTask:
         self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
         self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
         is_known = set(data) <= {"e2e", "sample"} and not is_template
+        self.has_faults = tuple(data) == ("sample",)
         self.example = EXAMPLE if is_known else format_table((dev or examples)[0].table)
         self.dev_tables = group_references(dev)
 
@@ -116,7 +119,13 @@ class TableTask:
             f"says       {said[0]}",
             f"reference  {one_line(texts[0])}",
         )
-        return Score({"dev_bleu": value}, f"dev BLEU {100 * value:.1f}", sample)
+        values, line = {"dev_bleu": value}, f"dev BLEU {100 * value:.1f}"
+        if self.has_faults:
+            pairs = zip(tables, said, strict=True)
+            right = sum(not faults(table.slots, text) for table, text in pairs)
+            values["dev_right"] = right / len(tables)
+            line += f", {right} of {len(tables)} tables right"
+        return Score(values, line, sample)
 
 
 class TextTask:

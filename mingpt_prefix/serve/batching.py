@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import torch
+
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.generation.decoding import generate_scored
@@ -44,7 +46,8 @@ class Job:
     """A prompt, how it is decoded, and the result, which comes into `future`.
 
     `prefix_id` and `prefix_from` are as in `generate_scored`. `on_token` is called in the batcher's
-    thread with each token, the end token among them, and its log-probability; by beam search never.
+    thread with each token, the end token among them, and its log-probability; by beam search when
+    that is over, with those of the best beam.
     """
 
     prompt: list[int]
@@ -168,7 +171,7 @@ class Batcher:
                     jobs[row].on_token(token, share)
 
         in_front = jobs[0].prefix_from is None
-        return generate_scored(
+        results = generate_scored(
             self.model,
             [job.prompt for job in jobs],
             self.prefix,
@@ -180,6 +183,25 @@ class Batcher:
             batch_size=self.batch_size,
             watch=watch,
         )
+        for job, (best, *_) in zip(jobs, results, strict=True):
+            if job.decoding.beams > 1 and job.on_token is not None and not job.abandoned:
+                self._report_beam(job, best.ids)
+        return results
+
+    def _report_beam(self, job: Job, ids: list[int]) -> None:
+        """Report a beam's tokens: one pass of the model gives their log-probabilities."""
+        in_front = job.prefix_from is None and job.prefix_id >= 0
+        rows = int(self.prefix.lengths[job.prefix_id]) if in_front else 0
+        room = self.model.config.n_positions - rows - len(job.prompt)
+        has_ended = len(ids) < min(job.decoding.max_new_tokens, room)
+        tokens = [*ids, self.eos] if has_ended else ids
+        first = None if job.prefix_from is None else [job.prefix_from]
+        sequence = [[*job.prompt, *tokens[:-1]]]
+        with torch.inference_mode():
+            (logits,) = self.model.logits(sequence, self.prefix, [job.prefix_id], first)
+            shares = logits[len(job.prompt) - 1 :].log_softmax(-1)  # (N, V)
+        for token, own in zip(tokens, shares, strict=True):
+            job.on_token(token, float(own[token]))
 
 
 def _together(waiting: list[Job | FunctionJob], most: int) -> list[Job] | list[FunctionJob]:

@@ -61,6 +61,7 @@ class Service:
         defaults = {
             "max_new_tokens": min(self.defaults.max_new_tokens, most),
             "temperature": self.defaults.temperature,
+            "beams": self.defaults.beams,
             "seed": self.seed,
         }
         return line({"voices": models, "defaults": defaults, "most_new_tokens": most})

@@ -86,8 +86,8 @@ def read_query(
         raise Refusal(400, f"seed must be a whole number from 0 to {MAX_SEED}")
     if not isinstance(stream, bool):
         raise Refusal(400, "stream must be true or false")
-    if stream and (decoding.beams > 1 or decoding.num_return_sequences > 1):
-        raise Refusal(400, "a stream is of one sentence, and not of a beam search")
+    if stream and decoding.num_return_sequences > 1:
+        raise Refusal(400, "a stream is of one sentence")
     prompt = _prompt(fields, served)
     tokens = _tokens(fields, served, served.pipeline.room - len(prompt))
     return Query(served, prompt, decoding, seed, stream, tokens)

@@ -9,4 +9,5 @@ _HERE = Path(__file__).parent
 MODEL = _HERE / "model"
 PREFIX = _HERE / "prefix.safetensors"
 SAMPLE = _HERE / "sample"
-VOCABULARY = _HERE / "vocab.tiktoken"
+# By the names that models know them by; "tiny" is that of an earlier embedded model.
+VOCABULARIES = {"tiny-1024": _HERE / "vocab-1024.tiktoken", "tiny": _HERE / "vocab-4096.tiktoken"}

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not text.exists():
         write_text(options.english, text)
         (work / "vocab.tiktoken").write_bytes(learn_vocabulary(text, VOCABULARY))
-    shutil.copyfile(work / "vocab.tiktoken", tiny.VOCABULARY)
+    shutil.copyfile(work / "vocab.tiktoken", tiny.VOCABULARIES[f"tiny-{VOCABULARY}"])
     if options.only == "text":
         return
     pretrain = ("--mode", "pretrain", "--model", "tiny", "--data", str(text), *FIRST_STAGE)

@@ -165,7 +165,8 @@ def train(start: Path, text: Path, out: Path, args: Args) -> None:
     if (out / "model").exists():
         return
     out.mkdir(exist_ok=True)
-    model, tokenizer = load_model(start, "cpu", "fp32"), load_tokenizer("tiny")
+    model = load_model(start, "cpu", "fp32")
+    tokenizer = load_tokenizer(model.config.tokenizer)
     windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
     source = Source(tokenizer, everyday_words("\n".join(documents(text))), overlap_with_sample())
     save_model(train_together(model, args, windows, source, out), out / "model")
