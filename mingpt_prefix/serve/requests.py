@@ -79,7 +79,7 @@ def read_query(
         raise Refusal(400, f"unknown field '{printable(min(unknown))}'")
     served = _choose(fields, models)
     seed, stream = fields.get("seed", seed), fields.get("stream", False)
-    if stream is True or any(fields.get(n) is not None for n in ("temperature", "top_k", "top_p")):
+    if any(fields.get(name) is not None for name in ("temperature", "top_k", "top_p")):
         fields = {"beams": 1, **fields}
     decoding = _decoding(fields, defaults, limits)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
