@@ -42,7 +42,7 @@ def flag_name(name: str) -> str:
 def _check(name: str, value: float, range_: str) -> None:
     if not _RANGES[range_](value):
         raise ConfigError(f"{flag_name(name)} must {range_}, not {value}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # math.isfinite overflows at a long integer
         raise ConfigError(f"{flag_name(name)} must be finite, not {value}")
 
 
