@@ -87,7 +87,7 @@ class Stepper(Protocol):
     optimizers: list[torch.optim.Optimizer]
 
     def prepare(self, examples: Sequence[Encoded], lr: float) -> object:
-        """What `begin` takes: a batch, and its learning rate; on any thread."""
+        """What `begin` takes; on any thread."""
 
     def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
         """make(x) for each of the inputs, in order, maybe some ahead."""
