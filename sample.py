@@ -23,7 +23,7 @@ from mingpt_prefix.errors import ConfigError, DataError, TableError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
-    from mingpt_prefix.bank.pipeline import BankWriter
+    from mingpt_prefix.bank.pipeline import BankPipeline
     from mingpt_prefix.evaluation.table_to_text import Pipeline, Sentence
 
 CHUNK = 64  # tables that are read, written and printed together
@@ -87,7 +87,7 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
     return int(failed)
 
 
-def open_by(config: SampleConfig) -> "Pipeline | BankWriter":
+def open_by(config: SampleConfig) -> "Pipeline | BankPipeline":
     """What writes, by the flags; it is told on stderr."""
     # Imported here, for it brings torch, which takes seconds: bad input is told before.
     if config.bank is not None:

@@ -23,7 +23,7 @@ from bank_tasks import References, films, restaurants, write_films
 from experiment import TRAIN
 from record import begin, finish
 
-from mingpt_prefix.bank.pipeline import BankWriter, open_bank
+from mingpt_prefix.bank.pipeline import BankPipeline, open_bank
 from mingpt_prefix.bank.store import CALLS_FILE, add_prefix
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.call_training.teach import teach
@@ -65,14 +65,14 @@ def make_bank(out: Path, model: str, epochs: str, text: list[Path]) -> Path:
     return bank
 
 
-def write(writer: BankWriter, prompts: list[list[int]], most: int = MOST) -> list[list[int]]:
+def write(writer: BankPipeline, prompts: list[list[int]], most: int = MOST) -> list[list[int]]:
     """What the model writes, greedily, after prompts that call nothing."""
     nothing, start = [-1] * len(prompts), [0] * len(prompts)
     how = dict(max_new_tokens=most, eos=writer.tokenizer.eos, prefix_from=start)
     return generate(writer.model, prompts, writer.prefix, nothing, **how)
 
 
-def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> dict:
+def judge_task(writer: BankPipeline, base: GPT2, name: str, test: References) -> dict:
     """How often the model calls `name` after its tables, and the BLEU of what it says then, beside
     that by the prefix chosen by hand."""
     number, tokenizer, callee = (
@@ -100,7 +100,7 @@ def judge_task(writer: BankWriter, base: GPT2, name: str, test: References) -> d
     }
 
 
-def judge_prose(writer: BankWriter, files: list[Path], count: int) -> dict:
+def judge_prose(writer: BankPipeline, files: list[Path], count: int) -> dict:
     """How often something is called after the beginnings of plain paragraphs."""
     held_out = (text for file in files for text in documents(file) if is_held_out(text))
     texts = held_out if files else itertools.cycle(documents(PROSE))  # cut elsewhere each time

@@ -40,7 +40,7 @@ class PendingStep:
     arrived: torch.cuda.Event | None = None
 
     def read(self) -> tuple[float, float]:
-        """The loss, in nats a token, and the gradient's norm; waits until they are known."""
+        """The loss, in nats per token, and the gradient's norm; waits until they are known."""
         if self.arrived is not None:
             self.arrived.synchronize()
         loss, norm = self.values.tolist()
@@ -63,8 +63,8 @@ class Progress:
 
     @cached_property
     def loss(self) -> float:
-        """In nats a token; waits until it is known. Raises TrainingError if it, or the gradient, is
-        not finite."""
+        """In nats per token; waits until it is known. Raises TrainingError if it, or the gradient,
+        is not finite."""
         loss, norm = self.pending.read()
         if not math.isfinite(loss + norm):
             what = f"the loss is {loss}, the gradient's norm {norm}"
@@ -87,7 +87,7 @@ class Stepper(Protocol):
     optimizers: list[torch.optim.Optimizer]
 
     def prepare(self, examples: Sequence[Encoded], lr: float) -> object:
-        """What `begin` takes: a batch, and its learning rate; on any thread."""
+        """What `begin` takes; on any thread."""
 
     def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
         """make(x) for each of the inputs, in order, maybe some ahead."""
@@ -100,7 +100,7 @@ class Stepper(Protocol):
 
 
 class SummedLoss(nn.Module):
-    """Cross-entropy in nats, summed over a batch's targets, by `model`."""
+    """The cross-entropy of `model` in nats, summed over a batch's targets."""
 
     def __init__(self, model: GPT2, autocasts: bool) -> None:
         super().__init__()
@@ -119,7 +119,8 @@ class TrainStep:
     """Losses and gradients of what is trained: `adapters`, or without any the model.
 
     A frozen model computes in the dtype it is held in; one that is trained is held in float32, and
-    multiplies in `config.dtype`.
+    multiplies in `config.dtype`. `accel.distributed_step` overrides what several processes do
+    differently.
     """
 
     pad: Callable[[PackedBatch], PackedBatch] | None = None  # of packed batches, if it helps
@@ -128,13 +129,13 @@ class TrainStep:
         self.config, self.model = config, model
         self.rows = config.prefix_length if config.has_prefix else None
         self.summed_loss = SummedLoss(model, adapters is None and config.dtype == "bf16")
-        # Those that are trained, and as they compute, which several processes wrap.
+        # Several processes wrap what computes; the adapters themselves are needed too.
         self.own_adapters = self.adapters = adapters
         self.trained_loss: nn.Module = self.summed_loss
         self.trainable: nn.Module = model if adapters is None else adapters.trainable
 
     def backward(self, examples: Sequence[Encoded]) -> Tensor:
-        """The mean loss of `examples`, whose gradients are added up; a scalar, in nats a token."""
+        """The mean loss of `examples` in nats per token, a scalar; adds its gradients up."""
         scale = 1 / sum(e.n_targets for e in examples)
         parts = self._parts(examples, self.config.micro_batch_size)
         packed = ((self._pack(part), weight * scale) for part, weight in parts)
@@ -168,7 +169,7 @@ class TrainStep:
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Encoded], given: Adaptation) -> float:
-        """Over all targets of `examples`, in nats a token."""
+        """Over all targets of `examples`, in nats per token."""
         total = torch.zeros((), dtype=torch.float64)
         with given.attached(self.model):
             for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
@@ -178,8 +179,6 @@ class TrainStep:
     def seed(self, step: int) -> int:
         """The seed of the dropout of 0-based `step`."""
         return self.config.seed * 1_000_003 + step
-
-    # What several processes do otherwise.
 
     def _parts(
         self, examples: Sequence[Encoded], size: int
@@ -192,7 +191,7 @@ class TrainStep:
         return loss
 
     def _exchange_if(self, is_last: bool) -> AbstractContextManager:
-        """Processes exchange gradients once a step, after the last micro-batch."""
+        """Processes exchange gradients once per step, after the last micro-batch."""
         return nullcontext()
 
     def _pack(self, examples: Sequence[Encoded]) -> PackedBatch:
@@ -201,7 +200,7 @@ class TrainStep:
 
 
 class EagerStep:
-    """The stepper that takes a step at once, and waits for its loss."""
+    """A stepper that takes each step at once, and waits for its loss."""
 
     lag = 0
 
@@ -235,7 +234,7 @@ class EagerStep:
 
 
 def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
-    """Raises ConfigError when the longest example behind `rows` of a prefix has no positions."""
+    """Raises ConfigError if the longest example has no positions behind `rows` of a prefix."""
     longest, limit = max(len(e.ids) for e in examples), model.config.n_positions
     if rows + longest > limit:
         raise ConfigError(

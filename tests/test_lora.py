@@ -106,7 +106,7 @@ def test_logits_loss_and_gradients_are_pefts(shape, dtype, targets, tolerance, t
     peer = peer_of(tmp_path / "base", lora)
     packed.prepack(model, backward=True)
     if shape is WIDE and packed.available():
-        assert model.h[0].attn.c_attn.copy.packed is not None
+        assert model.h[0].attn.c_attn.packed.forward is not None
     longest = EXAMPLES[1]
     theirs = peer(input_ids=longest.ids[None]).logits[0]
     (ours,) = logits_of(model, lora(), [longest.ids])

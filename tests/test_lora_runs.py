@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save
 
 import sample
-import train
 from mingpt_prefix import lora as low_rank
 from mingpt_prefix.adapters.lora_file import LoraInfo, load_folded, read_lora, save_lora
 from mingpt_prefix.adapters.prefix_file import load_prefix
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
+from mingpt_prefix.cli import train
 from mingpt_prefix.config import Decoding, ModelConfig
 from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import AdapterError, LoraError

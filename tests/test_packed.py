@@ -31,10 +31,10 @@ def make() -> GPT2:
     return model.requires_grad_(False).eval()
 
 
-def copy_of(model: GPT2) -> packed.PackedWeight | None:
+def copy_of(model: GPT2) -> torch.Tensor | None:
     """The packed copy of the head's weight."""
     head = model.tied_head
-    return head.copy.packed if isinstance(head, packed.PrepackedHead) else None
+    return head.packed.forward if isinstance(head, packed.PrepackedHead) else None
 
 
 def generating(model: GPT2, ids: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -55,7 +55,7 @@ def test_the_same_loss_and_gradients() -> None:
     model = make()
     loss, gradients = losses_and_gradients(model)
     packed.prepack(model, backward=True)
-    assert copy_of(model) is not None and model.h[1].mlp.c_fc.copy.packed is not None
+    assert copy_of(model) is not None and model.h[1].mlp.c_fc.packed.forward is not None
     again, others = losses_and_gradients(model)
     torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
     for one, other in zip(gradients, others, strict=True):
@@ -132,7 +132,7 @@ def test_only_frozen_models_of_these_dtypes_are_packed() -> None:
     logits.sum().backward()
     assert model.h[0].mlp.c_fc.weight.grad is not None and model.wte.weight.grad is not None
     twin = copy.deepcopy(model)
-    assert copy_of(twin) is None and twin.h[0].mlp.c_fc.copy.packed is None
+    assert copy_of(twin) is None and twin.h[0].mlp.c_fc.packed.forward is None
 
 
 @pytest.mark.parametrize("limit", [{"MOST_BYTES": 1000}, {"LEAST_WIDTH": 49}], ids=str)

@@ -6,13 +6,13 @@
         ...
         loss, norm = pending.read()                                     # some steps later
 
-A small model's step is bound by the launches of its some 400 kernels; a graph replays them at once.
-Graphs have fixed shapes, so that there is one for each `Bucket`, captured when first needed.
+Launching its 400 or so kernels bounds a small model's step; a graph replays them at once. Graphs
+have fixed shapes, so there is one per `Bucket`, captured when it is first needed.
 
-The host waits for nothing: losses are read when they have arrived. A step whose loss or gradient is
-not finite moves nothing, and neither does any step after it, so that what is found when the host
-learns of it are the weights and the optimizer's state of the last good step. Warming up relies on
-the same: it runs steps that move nothing.
+The host does not wait: losses are read when they have arrived. A step whose loss or gradient is not
+finite moves nothing, and neither does any step after it: when the host learns of it, the weights
+and the optimizer's state are those of the last good step. Warming up relies on the same: its steps
+move nothing.
 """
 
 import time
@@ -37,7 +37,7 @@ _WARM_UP = 2
 
 
 def why_not_graphs(config: TrainConfig, world: World) -> str | None:
-    """What keeps a run's steps from being captured, in words; None where nothing does."""
+    """Why a run's steps cannot be captured, in words; None if they can."""
     reasons = (
         (config.device != "cuda", "they need a GPU"),
         (config.attention != "triton", "the reference attention reads numbers back"),
@@ -101,7 +101,7 @@ class GraphedStep:
         self.forget()
 
     def forget(self) -> None:
-        """Drop all graphs: they read tensors that are not to be read any more."""
+        """Drop all graphs: they read tensors that have been replaced."""
         self.graphs: dict[Bucket, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
         self.bad.zero_()

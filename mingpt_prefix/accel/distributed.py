@@ -1,10 +1,10 @@
-"""Several processes that train one run, each on its share of every batch.
+"""Several processes train one run, each on its share of every batch.
 
     torchrun --nproc-per-node 2 train.py --mode prefix
 
-`join` reads what torchrun puts in the environment. Rank 0 alone writes files and the terminal. The
-losses are those of a single process, but for the order in which numbers are added (and dropout,
-whose masks are each rank's own).
+`join` reads what torchrun puts in the environment. Only rank 0 writes files and the terminal. The
+losses are those of a single process, except for the order of additions (and for dropout, whose
+masks are each rank's own).
 """
 
 import os
@@ -50,7 +50,7 @@ class World:
         return tensor
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 
@@ -68,7 +68,7 @@ ALONE = World()
 
 @contextmanager
 def join(device: str = "auto", shard: bool = False) -> Iterator[World]:
-    """The world that torchrun set up, or `ALONE`; ranks but the first print nothing.
+    """The world that torchrun set up, or `ALONE`; only the first rank prints.
 
     Raises:
         ConfigError: for more processes than GPUs, where they train on GPUs; for shards of one.

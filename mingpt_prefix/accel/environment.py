@@ -1,5 +1,5 @@
-"""The machine: what a measurement was taken on, what the bytes of a run depend on beside its
-settings, and how memory is had from it."""
+"""The machine: what a measurement was taken on, what a run's bytes depend on beside its settings,
+and its memory."""
 
 import ctypes
 import platform
@@ -22,7 +22,7 @@ def machine_line(device: torch.device) -> str:
 
 
 def surroundings(device: torch.device, ranks: int) -> dict[str, str | int]:
-    """What rounding depends on: with these the same, equal runs of `ranks` give equal bytes."""
+    """What rounding depends on: if these are the same, equal runs of `ranks` give equal bytes."""
     return {
         "processor": _unit(device),
         "torch": torch.__version__,
@@ -32,7 +32,7 @@ def surroundings(device: torch.device, ranks: int) -> dict[str, str | int]:
 
 
 def changes(before: object, now: dict[str, str | int]) -> list[str]:
-    """What differs between two `surroundings`, in words; of what was not recorded nothing does."""
+    """What differs between two `surroundings`, in words. What was not recorded is the same."""
     before = before if isinstance(before, dict) else {}
     return [
         f"{name} {printable(str(before[name]))}, now {value}"
@@ -55,11 +55,11 @@ def _processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep memory that the main thread frees, for the next that it asks for.
+    """Let the C library keep memory that the main thread frees, and use it again.
 
-    As glibc begins, it gives large blocks back to the system, which clears them page by page when
-    they are had again: a training step on the CPU spends a tenth of its time so. The process never
-    shrinks then. Where the C library is another, nothing is changed.
+    By default glibc returns large blocks to the system, which clears them page by page when they
+    are allocated again: a training step on the CPU spends a tenth of its time so. The process then
+    never shrinks. With another C library nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -72,7 +72,7 @@ def keep_freed_memory() -> None:
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes in use so far: torch's allocations on a GPU, else the process's memory.
 
-    None where the system does not tell.
+    None if the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Full fine-tuning of a model that is too large for one GPU: each rank holds a share of it (FSDP2).
+"""Fine-tuning of a model that is too large for one GPU: each rank holds a shard of it (FSDP2).
 
     torchrun --nproc-per-node 4 train.py --mode finetune --model gpt2-xl --shard
 
@@ -31,12 +31,12 @@ def shard(loss: nn.Module, model: GPT2, world: World) -> "FSDPModule":
 
 
 def unshard(tensor: Tensor) -> Tensor:
-    """The ranks' shards of a tensor together, if it is cut up: then all ranks must ask."""
+    """The whole of a tensor that may be sharded; all ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def cut_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """This rank's share of a whole tensor, if `own`, of the same shape, is a share."""
+    """This rank's shard of a whole tensor, if `own`, of the same shape, is a shard."""
     if not hasattr(own, "full_tensor") or tensor.shape != own.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -45,8 +45,8 @@ def cut_like(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Whole tensors by name, on the CPU, one after the other; all ranks must ask, and the first
-    alone is given them. Without shards nothing is copied."""
+    """Whole tensors by name, on the CPU; all ranks must call it, and only the first gets them.
+    Without shards nothing is copied."""
     if not world.shards:
         return tensors
     found = {}
@@ -58,8 +58,8 @@ def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def whole_model(model: GPT2, world: World) -> GPT2:
-    """The model; a copy without shards, if it has any: all ranks must ask, and the first alone is
-    given what can be used."""
+    """The model, or an unsharded copy if it is sharded: all ranks must call it, and only the first
+    gets one that it can use."""
     if not world.shards:
         return model
     tensors = gathered(dict(model.named_parameters()), world)

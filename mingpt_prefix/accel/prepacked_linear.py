@@ -26,29 +26,43 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedWeight:
-    """One frozen weight (in, out), or (out, in) if `is_transposed`, reordered for the product with
-    it and, with `backward`, for that product's gradient."""
+    """A copy of one frozen weight (in, out), or (out, in) if `is_transposed`, reordered for the
+    product with it and maybe for that product's gradient; there is none before `pack`."""
 
-    def __init__(self, weight: Tensor, backward: bool, is_transposed: bool = False) -> None:
+    def __init__(self, is_transposed: bool = False) -> None:
+        self.is_transposed = is_transposed
+        self.weight: Tensor | None = None
+        self.forward: Tensor | None = None
+        self.backward: Tensor | None = None
+
+    def pack(self, weight: Tensor, backward: bool = False) -> None:
+        """Copy `weight`, with `backward` for the gradient too."""
         self.weight, self.version, self.address = weight, weight._version, weight.data_ptr()
-        into, out = weight.detach(), weight.detach().t()
-        self.forward = _reorder(into if is_transposed else out)
-        self.backward = None
-        if backward:
-            self.backward = _reorder(out if is_transposed else into)
+        with torch.inference_mode(False):
+            into, out = weight.detach(), weight.detach().t()
+            if self.is_transposed:
+                into, out = out, into
+            self.forward = _reorder(out)
+            self.backward = _reorder(into) if backward else None
 
-    def is_of(self, weight: Tensor) -> bool:
-        """Whether `weight` is the one that was packed, and as it was then."""
-        return (
+    def serves(self, weight: Tensor, x: Tensor) -> bool:
+        """Whether the copy gives the product of x and `weight`.
+
+        A copy of the weight as it is now is made if there is none and something is being generated.
+        """
+        is_held = (
             weight is self.weight
             and weight._version == self.version
             and weight.data_ptr() == self.address
         )
-
-    def fits(self, x: Tensor) -> bool:
-        """Whether the product of x and the weight can be taken with what was packed."""
+        if weight.requires_grad or not (is_held or torch.is_inference_mode_enabled()):
+            return False
+        if not is_held and not _is_packable(weight):
+            return False
+        if not is_held:
+            self.pack(weight)
         return (
-            x.dtype == self.weight.dtype
+            x.dtype == weight.dtype
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and (self.backward is not None or not (x.requires_grad and torch.is_grad_enabled()))
@@ -60,31 +74,8 @@ class PackedWeight:
             return _multiply(x, self.forward, bias)
         return _Product.apply(x, self, bias)
 
-
-class _Copy:
-    """The packed copy of a layer's weight, as far as there is one."""
-
-    def __init__(self, is_transposed: bool = False) -> None:
-        self.packed: PackedWeight | None = None
-        self.is_transposed = is_transposed
-
-    def pack(self, weight: Tensor, backward: bool) -> None:
-        with torch.inference_mode(False):
-            self.packed = PackedWeight(weight, backward, self.is_transposed)
-
-    def usable(self, weight: Tensor, x: Tensor) -> PackedWeight | None:
-        """What the product of x and `weight` can be taken with."""
-        if weight.requires_grad:
-            return None
-        if self.packed is None or not self.packed.is_of(weight):
-            self.packed = None
-            if not torch.is_inference_mode_enabled() or not _is_packable(weight):
-                return None
-            self.pack(weight, backward=False)
-        return self.packed if self.packed.fits(x) else None
-
-    def __deepcopy__(self, memo: dict) -> "_Copy":
-        return _Copy(self.is_transposed)  # a copied model has weights of its own
+    def __deepcopy__(self, memo: dict) -> "PackedWeight":
+        return PackedWeight(self.is_transposed)  # a copied model has weights of its own
 
 
 class PrepackedConv1D(Conv1D):
@@ -92,12 +83,13 @@ class PrepackedConv1D(Conv1D):
 
     def __init__(self, plain: Conv1D) -> None:
         nn.Module.__init__(self)
-        self.weight, self.bias, self.copy = plain.weight, plain.bias, _Copy()
+        self.weight, self.bias, self.packed = plain.weight, plain.bias, PackedWeight()
         self.train(plain.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.copy.usable(self.weight, x)
-        return super().forward(x) if packed is None else packed(x, self.bias)
+        if self.packed.serves(self.weight, x):
+            return self.packed(x, self.bias)
+        return super().forward(x)
 
 
 class PrepackedHead(TiedHead):
@@ -105,11 +97,12 @@ class PrepackedHead(TiedHead):
 
     def __init__(self) -> None:
         super().__init__()
-        self.copy = _Copy(is_transposed=True)
+        self.packed = PackedWeight(is_transposed=True)
 
     def forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        packed = self.copy.usable(weight, hidden)
-        return super().forward(hidden, weight) if packed is None else packed(hidden)
+        if self.packed.serves(weight, hidden):
+            return self.packed(hidden)
+        return super().forward(hidden, weight)
 
 
 class _Product(torch.autograd.Function):
@@ -134,7 +127,7 @@ def prepack(model: GPT2, backward: bool = False) -> None:
         return
     if not isinstance(model.tied_head, PrepackedHead):
         model.tied_head = PrepackedHead()
-    copies = [(model.tied_head.copy, model.wte.weight)]
+    found = [(model.tied_head.packed, model.wte.weight)]
     for block in model.h:
         for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"),
                            (block.mlp, "c_fc"), (block.mlp, "c_proj")):  # fmt: skip
@@ -142,12 +135,12 @@ def prepack(model: GPT2, backward: bool = False) -> None:
             if not isinstance(layer, PrepackedConv1D):
                 layer = PrepackedConv1D(layer)
                 setattr(part, name, layer)
-            copies.append((layer.copy, layer.weight))
+            found.append((layer.packed, layer.weight))
     is_frozen = not any(p.requires_grad for p in model.parameters())
     if backward and is_frozen and model.wte.weight.dtype == torch.float32:
-        for copy, weight in copies:
+        for packed, weight in found:
             if _is_packable(weight):
-                copy.pack(weight, backward=True)
+                packed.pack(weight, backward=True)
 
 
 def _is_packable(weight: Tensor) -> bool:

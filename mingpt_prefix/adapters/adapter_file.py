@@ -1,4 +1,4 @@
-"""What files of learned adapters (prefixes, LoRA) have in common: how they are written and read.
+"""How files of learned adapters (prefixes, LoRA, calls) are written and read.
 
     FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, 2, PrefixError)
     FORMAT.save(path, {"prefix_kv": rows}, info)
@@ -39,7 +39,7 @@ _DIGEST, _FIRST_WITH_DIGEST = "sha256", 2
 class AdapterFormat:
     """One kind of file. `info` is the dataclass of its metadata, which are kept under `key`: its
     fields are plain JSON types, and among them are `version` and `fingerprint`, the base model's.
-    `check` raises `error` where an info cannot be."""
+    `check` raises AdapterError for values that cannot be."""
 
     kind: str
     key: str

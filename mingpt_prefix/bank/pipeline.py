@@ -1,7 +1,7 @@
 """Sentences by a bank: a prompt names the prefix that says it, or the model calls one.
 
-    writer = open_bank(SampleConfig(bank=Path("prefixes")))
-    writer.write_scored(["<|prefix:films|> title[The River]", "Once upon a time"], Decoding())
+    pipeline = open_bank(SampleConfig(bank=Path("prefixes")))
+    pipeline.write_scored(["<|prefix:films|> title[The River]", "Once upon a time"], Decoding())
 
 A table (in place of a prompt's text) is spelled without an end token, so that the model chooses.
 """
@@ -25,8 +25,8 @@ from mingpt_prefix.generation.sampling import Scored
 
 
 @dataclass(frozen=True)
-class BankWriter:
-    """What writes by the prefixes of a bank; `origin` says in words which bank and model it is."""
+class BankPipeline:
+    """A pipeline by the prefixes of a bank; `origin` says which bank and model it is."""
 
     model: CallingGPT2
     tokenizer: Tokenizer
@@ -77,8 +77,8 @@ class BankWriter:
         return formats.pop()
 
 
-def open_bank(config: SampleConfig) -> BankWriter:
-    """The writer by `config.bank`.
+def open_bank(config: SampleConfig) -> BankPipeline:
+    """The pipeline of `config.bank`.
 
     Raises:
         ConfigError, PrefixError, WeightsError: for flags that exclude each other, and for files
@@ -93,4 +93,4 @@ def open_bank(config: SampleConfig) -> BankWriter:
     prefix = bank.packed().to(base.device, base.wte.weight.dtype)
     what = f"the bank {shown(config.bank)} ({', '.join(bank.names)}) on {shown(name)}"
     origin = f"{what}, {where_computed(base)}"
-    return BankWriter(model, tokenizer, prefix, bank.callees(base), origin)
+    return BankPipeline(model, tokenizer, prefix, bank.callees(base), origin)

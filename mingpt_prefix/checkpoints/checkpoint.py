@@ -1,4 +1,4 @@
-"""The checkpoints a run goes on from: each one file, written whole or not at all.
+"""The checkpoints a run resumes from: each one file, written whole or not at all.
 
     save_checkpoint(folder, step, tensors, state)
     checkpoint = load_newest(folder)
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint in `folder` that is whole; None where none was saved yet.
+    """Read the newest checkpoint in `folder` that is whole; None if none was saved yet.
 
     Raises:
         CheckpointError: when all are damaged, naming what is wrong.

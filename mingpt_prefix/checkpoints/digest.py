@@ -1,4 +1,4 @@
-"""A SHA-256 over tensors and what is said of them, so that a changed bit is noticed."""
+"""A SHA-256 over tensors and their metadata, so that a changed bit is noticed."""
 
 import hashlib
 import json

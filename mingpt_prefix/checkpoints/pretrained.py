@@ -3,7 +3,7 @@
     model = load_model("gpt2")          # or "tiny", or a folder as transformers saves it
     save_model(model, Path("folder"))   # a folder that transformers loads too
 
-A model is known by the fingerprint of its weights: a prefix fits the one it was trained on alone.
+A model is known by the fingerprint of its weights: a prefix only fits the one it was trained on.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def load_model(
     huggingface_hub. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
 
     Raises:
-        WeightsError: when the model is unknown, not to be had, damaged, or no GPT-2.
+        WeightsError: when the model is unknown, unavailable, damaged, or no GPT-2.
         ConfigError: for an unknown or absent device, dtype or attention.
     """
     to_device = choose_device(device)
@@ -152,7 +152,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend of that name; "auto" is reference.
 
-    Raises ConfigError for an unknown one, and where triton was asked for and cannot compute.
+    Raises ConfigError for an unknown one, and if triton is asked for and cannot compute.
     """
     if name == "auto":
         # The kernels have run in the interpreter alone: until a GPU has shown them right and
@@ -167,7 +167,7 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str
 
 
 def weights_at_hand(name: str) -> tuple[bool, str]:
-    """Whether a known model's weights can be had, found out in 3 s at most, and why or why not."""
+    """Whether a known model's weights are available, in 3 s at most, and why or why not."""
     if name == "tiny":
         return True, "part of the package"
     if hub.cached_weights(name) is not None:

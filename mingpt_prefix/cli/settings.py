@@ -1,4 +1,4 @@
-"""From train.py's flags to a `TrainConfig`: what is not said is chosen here, and why is told."""
+"""From train.py's flags to a `TrainConfig`: chooses what the flags leave open, and says why."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ _PREFIX_FLAGS = (
     " prefix_dropout".split()
 )
 _LORA_FLAGS = "lora_rank lora_alpha lora_targets lora_dropout lora_lr".split()
-# What a mode has no use for, and the modes that have.
+# Flags that only some modes use.
 _FLAGS_OF = {
     ("prefix", "prefix+lora"): _PREFIX_FLAGS,
     ("lora", "prefix+lora"): _LORA_FLAGS,
@@ -42,7 +42,7 @@ _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name no
 
 
 def _given(args: TrainArgs, name: str) -> object:
-    """What the flags say of the setting `name`; a flag's default where they say nothing."""
+    """The value that the flags give the setting `name`, or the flag's default."""
     if name != "reparam":
         return getattr(args, name)
     if args.reparam and args.no_reparam:
@@ -55,7 +55,7 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
 
     Raises:
         ConfigError: for a setting out of range, or one that the mode has no use for.
-        WeightsError: for a model that is not to be had.
+        WeightsError: for a model that cannot be loaded.
     """
     mode = args.mode or "prefix"
     if mode == "pretrain" and not (args.model and args.data):
@@ -110,10 +110,10 @@ def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
 
 
 def _of_prefix(args: TrainArgs, file: str) -> dict:
-    """What a run that trains on from a prefix has of that prefix.
+    """The settings that a run takes from the prefix it starts from.
 
     Raises:
-        PrefixError: when the file is damaged or none.
+        PrefixError: when the file is missing or damaged.
         ConfigError: when a flag says otherwise.
     """
     kv, info = read_prefix(Path(file))
@@ -129,7 +129,7 @@ def _of_prefix(args: TrainArgs, file: str) -> dict:
 
 
 def _choose_model(device: torch.device) -> tuple[str, str]:
-    """gpt2 where it can be trained on E2E at once, else tiny; and why."""
+    """gpt2 if it can be trained on E2E at once, else tiny; and why."""
     if device.type != "cuda":
         return "tiny", "there is no GPU, so the embedded model was chosen; --model names another"
     at_hand, why = weights_at_hand("gpt2")
@@ -153,8 +153,8 @@ def model_shape(model: str) -> ModelConfig:
 def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     """The settings of the run in `args.resume`, and a line that says so.
 
-    Flags may say what changes nothing of the result: where the data and the base model's folder
-    have moved to, and --grad-checkpoint.
+    Flags may only change what the result does not depend on: where the data and the base model's
+    folder have moved to, and --grad-checkpoint.
 
     Raises:
         CheckpointError: when it is no run folder, or has ended.

@@ -1,4 +1,4 @@
-"""What a run learns, keeps and is judged by: tables to sentences by BLEU, text by bits per byte.
+"""What a run learns and is judged by: tables to sentences by BLEU, text by bits per byte.
 
 task = load_task(config, model.config)
 task.train_set, task.dev_set          # Encoded examples
@@ -31,7 +31,7 @@ _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
 
 @dataclass(frozen=True)
 class Score:
-    """A figure by name, the same in words, and maybe lines that show an example."""
+    """Figures by name, the same in words, and maybe lines that show an example."""
 
     values: dict[str, float] = field(default_factory=dict)
     line: str = ""
@@ -45,7 +45,7 @@ class Task(Protocol):
     dev_set: Sequence[Encoded]
 
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
-        """How good `model` is at the task now, with `prefix` in front."""
+        """How good `model` is at the task, with `prefix`."""
         ...
 
 
@@ -108,7 +108,7 @@ class TableTask:
         if not self.dev_tables:
             return Score()
         tables = [table for table, _ in self.dev_tables]
-        # A table that leaves no room for a sentence is one said in no words.
+        # A table that leaves no room for a sentence gets an empty one.
         how = (prefix, self.text_format, self.placement)
         told = Pipeline(model, self.tokenizer, *how).write(tables)
         said = [text if isinstance(text, str) else "" for text in told]

@@ -97,18 +97,16 @@ def generate_scored(
     batch_size: int = 32,
     watch: Watch | None = None,
 ) -> list[list[Scored]]:
-    """Of each prompt `decoding.num_return_sequences` sequences and their scores, beams best first.
+    """The `decoding.num_return_sequences` sequences of each prompt, scored; beams best first.
 
     `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all.
     `prefix_from` (B,): the first token of each prompt that sees it, and it moves no positions then;
     None means that it stands in front. `eos`: the model's own end token, another id, or None. A
-    prompt gets fewer than `max_new_tokens`, or none, if `n_positions` leave no room behind
-    prefix and prompt.
+    prompt gets fewer than `max_new_tokens`, or none, if `n_positions` leave no room for more.
+    `watch` is called with every token as it is chosen, see `Watch`.
 
     What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
-    on the seed, one for all or one for each prompt, and on the prompt; given twice it gets others.
-
-    `watch` is called with every token as it is chosen, see `Watch`.
+    on the seed, one for all or one per prompt, and on the prompt; given twice it gets others.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does
@@ -120,7 +118,7 @@ def generate_scored(
     eos = model.config.eos_token_id if eos == "model" else _NO_TOKEN if eos is None else eos
     prefix = _fitting(model, prefix)
     rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, decoding, seed)
-    results = [[Scored([], 0.0)] * decoding.num_return_sequences for _ in rows]
+    results = dict.fromkeys(range(len(rows)), [Scored([], 0.0)] * decoding.num_return_sequences)
     # Prompts of like length go together: their block tables are the narrowest.
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
     was_training = model.training
@@ -131,11 +129,10 @@ def generate_scored(
                 batch = order[start : start + batch_size]
                 chosen, told = [rows[i] for i in batch], _renumbered(watch, batch)
                 new = _generate_batch(model, chosen, prefix, decoding, eos, told)
-                for i, sequences in zip(batch, new, strict=True):
-                    results[i] = sequences
+                results.update(zip(batch, new, strict=True))
     finally:
         model.train(was_training)
-    return results
+    return list(results.values())
 
 
 def _renumbered(watch: Watch | None, batch: list[int]) -> Watch | None:

@@ -1,0 +1,150 @@
+"""Train a prefix, LoRA or all weights of a GPT-2 on tables; or pretrain one on plain text.
+
+python train.py --mode prefix
+python train.py --mode prefix+lora
+python train.py --mode finetune --model gpt2 --data e2e
+python train.py --mode pretrain --model gpt2 --data english.txt.xz
+python train.py --resume runs/prefix-tiny-1
+torchrun --nproc-per-node 2 train.py --mode finetune
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from mingpt_prefix.accel.cuda_graphs import why_not_graphs
+from mingpt_prefix.accel.distributed import World, join
+from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.accel.fsdp import whole_model
+from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
+from mingpt_prefix.checkpoints.pretrained import load_base
+from mingpt_prefix.checkpoints.resuming import resume_run, run_state
+from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
+from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.cli.progress import (
+    say_result,
+    stop_signals,
+    summary,
+    training_bar,
+    warn_of_changes,
+)
+from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.cli.train_args import TrainArgs
+from mingpt_prefix.config import TrainConfig, to_json
+from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
+from mingpt_prefix.evaluation.tasks import Task, load_task
+from mingpt_prefix.evaluation.training_run import make_trainer, origin, save_trained, score_kept
+from mingpt_prefix.trainer import Trainer
+
+SAVE_EVERY_S = 300.0
+
+
+def begin(
+    config: TrainConfig, args: TrainArgs, trainer: Trainer, task: Task, world: World
+) -> RunFolder | None:
+    """A new run's folder, with the score before training; or the old one, where it left off.
+
+    None on every rank but the first, which alone writes.
+    """
+    began_with = origin(task, trainer.model)
+    if args.resume:
+        run, changed = resume_run(args.resume, began_with, trainer, world)
+        if changed and run is not None:
+            warn_of_changes(changed)
+        return run
+    model = whole_model(trainer.model, world)
+    if not world.is_main:
+        return None
+    folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
+    content = {"config": to_json(config), **began_with, "result": None}
+    run = RunFolder.create(folder, content)
+    start = trainer.folded().prefix if config.init_prefix else None
+    before = task.score(model.eval(), start)
+    run.write_run({**content, "before": before.values})
+    if before.line:
+        say(f"Before training: {before.line}.")
+    return run
+
+
+def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
+    """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
+    unlogged, lines, saved_at = deque(), [], time.monotonic()
+    with stop_signals() as caught, training_bar(trainer) as show:
+        for progress in trainer.steps():
+            # All ranks save and stop at one step.
+            number = world.largest(caught[0] if caught else 0)
+            waited = world.largest(time.monotonic() - saved_at > SAVE_EVERY_S)
+            is_due = progress.dev_loss is not None or progress.is_best or bool(waited or number)
+            if is_due:
+                trainer.synchronize()
+            unlogged.append(progress)
+            while len(unlogged) > (0 if is_due else trainer.stepper.lag):
+                show(unlogged[0])
+                lines.append(unlogged.popleft().log_line())
+            if progress.is_best:
+                save_trained(trainer, run, world)
+            if is_due:
+                state = run_state(trainer, world)  # on all ranks, which may hold parts of it
+                if run is not None:
+                    run.log(lines)
+                    save_checkpoint(run.checkpoints, trainer.step, *state)
+                lines, saved_at = [], time.monotonic()
+            if number:
+                return number
+    return 0
+
+
+def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
+    """Score what was kept, complete run.json, and say what was made and what to try next."""
+    config = trainer.config
+    cost = {
+        "seconds": None if resumed else seconds,
+        "peak_memory": peak_memory(trainer.model.device),
+        "trained": trainer.n_trained,
+        "kept": trainer.n_kept,
+    }
+    score = score_kept(trainer, task, run)
+    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
+    run.write_run({**read_run(run.path), "result": result})
+    title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
+    drawn = save_loss_curve(run.read_log(), run.picture, title)
+    say_result(trainer, score, seconds, run, drawn, task.example)
+
+
+def run_training(args: TrainArgs, world: World) -> int:
+    config, why = resume(args) if args.resume else resolve(args)
+    say(why)
+    if config.device == "cpu":
+        keep_freed_memory()
+    model = load_base(config)
+    task = load_task(config, model.config)
+    trainer = make_trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
+    why_not = "they are not wanted" if not args.graphs else why_not_graphs(config, world)
+    say(summary(trainer, why_not))
+    run = begin(config, args, trainer, task, world)
+    started = time.monotonic()
+    try:
+        number = train(trainer, run, world)
+    except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
+        if run is None:
+            raise
+        raise CheckpointError(f"{error}; to go on: python train.py --resume {run.path}") from None
+    if run is not None and number:
+        say(f"Stopped after step {trainer.step}, and saved. To go on:")
+        say(f"python train.py --resume {run.path}")
+    elif run is not None:
+        report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
+    return 128 + number if number else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole run; returns the exit code."""
+
+    def run() -> int:
+        args = parse(TrainArgs, argv, "train.py", __doc__)
+        with join(args.device, args.shard) as world:
+            return run_training(args, world)
+
+    return run_script("train.py", run)
