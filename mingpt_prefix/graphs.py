@@ -1,6 +1,6 @@
 """Whole training steps as CUDA graphs: forward, backward and optimizer in a single launch.
 
-    graphed = GraphedStep(gradients, trainable, optimizer, config, max_seq_len)
+    graphed = GraphedStep(gradients, trainable, optimizer, config, train_set)
     for work in ahead(lambda plan: graphed.prepare(*plan), plans):   # packed on a thread, pinned
         begun = graphed.begin(work, seed)
         ...
@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mingpt_prefix.batch import Encoded, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, pack
 from mingpt_prefix.buckets import Bucket
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.distributed import World
@@ -35,6 +36,7 @@ from mingpt_prefix.step import TrainStep
 LAG = 4  # steps that are begun before the loss of an earlier one is read
 _DEPTH = 4  # batches that are packed ahead
 _WARM_UP = 2
+_LEAST = 0.75  # of a usual batch's tokens, in the smallest bucket
 
 In, Out = TypeVar("In"), TypeVar("Out")
 
@@ -63,6 +65,33 @@ def ahead(make: Callable[[In], Out], inputs: Iterable[In], depth: int = _DEPTH) 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def capture(
+    run: Callable[[], object], warm_up: int = _WARM_UP, pool: tuple[int, int] | None = None
+) -> torch.cuda.CUDAGraph:
+    """`run` as a CUDA graph, after `warm_up` runs that are not captured.
+
+    All of it, in every capture, happens on one stream: cuBLAS keeps some 64 MiB of workspace for
+    each stream that it meets, and the allocator keeps memory apart.
+    """
+    side = _side_stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Threads that pack batches may ask for pinned memory meanwhile.
+    how = dict(pool=pool, stream=side, capture_error_mode="thread_local")
+    with torch.cuda.graph(graph, **how):
+        run()
+    return graph
 
 
 @dataclass(frozen=True)
@@ -98,17 +127,22 @@ class Captured:
 
 @dataclass(eq=False)
 class GraphedStep:
-    """Steps of `trainable` by one fused AdamW, on batches of at most `config.batch_size` sequences
-    and `max_seq_len` tokens each; without a GPU the same padded steps are taken eagerly."""
+    """Steps of `trainable` by one fused AdamW, on batches of at most `config.batch_size` of the
+    examples in `train_set`; without a GPU the same padded steps are taken eagerly."""
 
     gradients: TrainStep
     trainable: nn.Module
     optimizer: torch.optim.AdamW
     config: TrainConfig
-    max_seq_len: int
+    train_set: Sequence[Encoded]
     captured: Captured = field(default_factory=Captured)
 
     def __post_init__(self) -> None:
+        lengths = [len(e.ids) for e in self.train_set]
+        self.max_seq_len = max(lengths)
+        # What is left for an epoch's last batch is not worth a graph of its own.
+        usual = self.config.batch_size * sum(lengths) / len(lengths)
+        self.least_tokens = int(_LEAST * usual)
         self.device = self.gradients.model.device
         self.on_gpu = self.device.type == "cuda"
         self.lr, self.bad = torch.zeros(2, device=self.device)
@@ -124,9 +158,12 @@ class GraphedStep:
     def prepare(self, examples: Sequence[Encoded], lr: float) -> Work:
         """Pack a batch and pad it to its bucket, in pinned memory; on any thread."""
         batch = pack(examples, self.gradients.rows, self.config.placement)
-        bucket = Bucket.of(batch, self.config.batch_size, self.max_seq_len)
+        bucket = self.bucket_of(batch)
         row = bucket.flatten(batch, lr, 1 / batch.n_targets)
         return Work(bucket, row.pin_memory() if self.on_gpu else row)
+
+    def bucket_of(self, batch: PackedBatch) -> Bucket:
+        return Bucket.of(batch, self.config.batch_size, self.max_seq_len, self.least_tokens)
 
     def begin(self, work: Work, seed: int) -> Begun:
         """Take a step, with dropout drawn by `seed`; on a GPU it is only begun."""
@@ -180,16 +217,7 @@ class GraphedStep:
         self._train_mode()
         row = work.row.to(self.device)
         self.bad.fill_(1.0)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._step(work.bucket, row)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Threads that pack batches may ask for pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self._step(work.bucket, row)
+        graph = capture(lambda: self._step(work.bucket, row), pool=self.pool)
         self.bad.copy_(bad)
         torch.cuda.synchronize()
         self.captured.count += 1

@@ -74,9 +74,8 @@ class Trainer:
         self.graphs, self._catches_up = None, False
         self.why_not_graphs = why_not_graphs(config, world) if graphs else "they are not wanted"
         if self.why_not_graphs is None:
-            longest = max(len(e.ids) for e in train_set)
             whole = (self.gradients, self.trainable, *self.optimizers)
-            self.graphs = GraphedStep(*whole, config, longest)
+            self.graphs = GraphedStep(*whole, config, train_set)
 
     @property
     def prefix_length(self) -> int | None:
