@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import record
 import tyro
 from experiment import GATED, Row, TestSet, trained
+from record import Record
 from report import methods_table
 
 from mingpt_prefix.batch import encode_example, encode_prompt
@@ -114,24 +114,22 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
     seeds = range(2 if args.quick else args.seeds)
-    rows: list[Row] = []
+    about = {"model": args.model, "data": args.data, "tables": len(test.tables)}
+    about |= {"beams": args.beams, "rows": []}
+    record = Record("table.py", choose_device("auto"), args.json, **about)
     for method in args.methods:
         own = seeds if method in ("prefix", "finetune") or not args.quick else seeds[:1]
-        if method == "frozen":
-            rows += prompted(args, test, own)
-        elif method == "finetune":
-            rows += finetuned(args, test, own)
-        else:
-            rows += [train(args, test, method, seed) for seed in own]
-    result = {
-        **record.begin("table.py", choose_device("auto")),
-        "model": args.model,
-        "data": args.data,
-        "tables": len(test.tables),
-        "beams": args.beams,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    record.finish(result, methods_table(result), args.json)
+        with record.part(method):
+            if method == "frozen":
+                rows = prompted(args, test, own)
+            elif method == "finetune":
+                rows = finetuned(args, test, own)
+            else:
+                rows = (train(args, test, method, seed) for seed in own)
+            for row in rows:
+                record["rows"].append(dataclasses.asdict(row))
+                record.save()
+    record.finish(methods_table)
 
 
 if __name__ == "__main__":
