@@ -114,7 +114,7 @@ part() {
     # cuBLAS is deterministic with this, which the checks ask for.
     kernels) command=(env CUBLAS_WORKSPACE_CONFIG=:4096:8 "${test[@]}" "${workers[@]}" tests/kernel_checks.py) ;;
     tests) command=("${test[@]}" -m gpu tests/test_graphs.py) ;;
-    speed) command=("${bench[@]}" "${triton[@]}" --rounds 5 "${json[@]}") ;;
+    speed) command=("${bench[@]}" "${triton[@]}" --rounds 5 --steps 10 "${json[@]}") ;;
     decode) command=("${bench[@]}" "${triton[@]}" "${json[@]}") ;;
     attention) command=("${bench[@]}" --quick --json "$out/$1.json") ;;
     tiles) command=("${bench[@]}" --json "$out/$1.json") ;;
