@@ -10,7 +10,7 @@
 #
 # --wheels DIR   use the packages that `bench/wheels.sh DIR` has put into DIR
 # PYTHON         names another Python than .venv's; LIMIT_S another limit than 530 for the whole,
-#                PART_S one for each part
+#                LIMITS others for parts: LIMITS='speed=200 tiles=45'
 set -um -o pipefail # -m: each part is a process group of its own, which an interrupt reaches
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -18,6 +18,7 @@ limit=${LIMIT_S:-530}
 default=(kernels speed decode attention tiles tests)
 declare -A most=([kernels]=110 [speed]=170 [decode]=55 [attention]=80 [tiles]=75 [tests]=40
   [bank]=30 [table]=150)
+for each in ${LIMITS:-}; do most[${each%=*}]=${each#*=}; done
 
 wheels=''
 case ${1:-} in
@@ -88,7 +89,7 @@ trap 'exit 129' HUP
 
 # within SECONDS NAME COMMAND...: within this limit, and what is left of the whole.
 within() {
-  local seconds=${PART_S:-$1} name=$2 began=$SECONDS code=0
+  local seconds=$1 name=$2 began=$SECONDS code=0
   shift 2
   ((seconds > limit - SECONDS)) && seconds=$((limit - SECONDS))
   if ((seconds < 5)); then
@@ -151,7 +152,7 @@ workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
 
 for part in "${parts[@]}"; do
-  missing=$(for file in $(scripts "$part"); do echo ${lacks[$file]:-}; done | xargs)
+  missing=$(for file in $(scripts "$part"); do printf '%s\n' ${lacks[$file]:-}; done | sort -u | xargs)
   if [[ -n $missing ]]; then
     echo "$part: skipped"
     failed+=("$part (missing: $missing)")

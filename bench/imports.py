@@ -9,7 +9,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,29 +20,33 @@ REQUIRED = {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in PROJECT["
 BEHIND = {"tyro": ("docstring_parser", "typeguard")}
 
 
-def imported(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imported(path: Path) -> list[tuple[str, bool]]:
     """Names of modules, and of what may be one, that `path` imports; whether always."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    at_top = set(map(id, tree.body))
+    at_top, found = set(map(id, tree.body)), []
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from ((name, id(node) in at_top) for name in names)
+        found += ((name, id(node) in at_top) for name in names)
+    return found
 
 
-def own_files(name: str, folder: Path) -> Iterator[Path]:
+@cache
+def own_files(name: str, folder: Path) -> list[Path]:
     """The project's files that importing `name` runs, from a script in `folder`."""
-    parts = name.split(".")
+    parts, found = name.split("."), []
     for end in range(1, len(parts) + 1):
         inner = parts[:end]
         for base in (folder, ROOT):
             at = base.joinpath(*inner)
             if inner[:2] == ["mingpt_prefix", "kernels"]:  # installed under another name
                 at = ROOT.joinpath(*inner[1:])
-            yield from (p for p in (at.with_suffix(".py"), at / "__init__.py") if p.is_file())
+            found += (p for p in (at.with_suffix(".py"), at / "__init__.py") if p.is_file())
+    return found
 
 
 def missing(script: Path) -> list[str]:
@@ -55,7 +59,7 @@ def missing(script: Path) -> list[str]:
             continue
         met.add(now)
         for name, at_top in imported(path):
-            files, package = list(own_files(name, script.resolve().parent)), name.split(".")[0]
+            files, package = own_files(name, script.resolve().parent), name.split(".")[0]
             waiting += [(file, always and at_top) for file in files]
             if not files and (always and at_top or package in REQUIRED):
                 found |= {package, *BEHIND.get(package, ())}

@@ -84,14 +84,14 @@ def is_gone(pid: int) -> bool:
 def test_what_fails_hangs_is_killed_or_lacks_an_import_takes_nothing_of_the_rest(tree, tmp_path):
     out = tmp_path / "out"
     parts = ["kernels", "speed", "decode", "attention", "tiles", "tests", "bank"]
-    process = start(tree, str(out), *parts, PART_S="8")
-    said, _ = process.communicate(timeout=60)
+    process = start(tree, str(out), *parts, LIMITS="decode=6")
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 4, said
     lines = said.splitlines()
     assert lines[1].startswith("Missing: not_a_package (bench/wheels.sh")
     assert lines[-4:] == [
         "Failed: speed (exit code 1)",
-        "Failed: decode (stopped after 8 s)",
+        "Failed: decode (stopped after 6 s)",
         "Failed: attention (exit code 137)",
         "Failed: tiles (missing: not_a_package)",
     ]
@@ -111,12 +111,12 @@ def test_a_signal_loses_nothing(number: int, code: int, tree: Path, tmp_path: Pa
     out = tmp_path / "out"
     process = start(tree, str(out), "speed", "decode", "attention")
     child = out / "decode_gpu.pid"
-    for _ in range(300):
+    for _ in range(1200):
         if child.exists() and child.read_text():
             break
         time.sleep(0.1)
     os.kill(process.pid, number)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     assert said.splitlines()[-3:] == [
         "Failed: speed (exit code 1)",
@@ -135,25 +135,25 @@ def test_wheels_stand_for_what_is_missing(tree: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheels / "not_a_package-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("not_a_package.py", "")
     process = start(tree, "--wheels", str(wheels), str(out), "tiles")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "Missing" not in said, said
     assert packed(out) == {"tiles.json", "tiles.log"}
 
 
 def test_no_time_is_left_for_what_comes_last(tree: Path, tmp_path: Path) -> None:
     process = start(tree, str(tmp_path / "out"), "decode", "bank", LIMIT_S="6")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert said.splitlines()[-1] == "Failed: bank (no time left)"
 
 
 def test_the_limits_of_the_parts_fit_into_that_of_the_whole(tree: Path) -> None:
-    said, _ = start(BENCH.parent, "--list").communicate(timeout=10)
+    said, _ = start(BENCH.parent, "--list").communicate(timeout=60)
     limits = {part: int(seconds) for part, seconds in map(str.split, said.splitlines())}
     assert list(limits) == ["kernels", "speed", "decode", "attention", "tiles", "tests"]
     assert sum(limits.values()) <= 530 and min(limits.values()) >= 30
     process = start(tree, "out", "spede")
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 2
 
 
