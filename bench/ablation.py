@@ -13,9 +13,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import record
 import tyro
 from experiment import TestSet, trained
+from record import Record
 from report import ablation_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device
@@ -64,27 +64,24 @@ def variants(args: Args) -> dict[str, dict[str, list[str]]]:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     test = TestSet(args.data, args.out)
-    rows = []
+    about = {"model": args.model, "data": args.data, "tables": len(test.tables)}
+    about |= {"beams": args.beams, "ablation": []}
+    record = Record("ablation.py", choose_device("auto"), args.json, **about)
     for group, settings in variants(args).items():
         for setting, flags in settings.items():
             for seed in range(args.seeds):
                 name = f"{group}-{setting}-{seed}" + ("-quick" if args.quick else "")
                 fixed = ["--mode", "prefix", "--data", args.data, "--seed", str(seed)]
-                row = trained(test, name, args.model, args.beams, *fixed, *flags)
-                rows.append({"group": group, "setting": setting, **dataclasses.asdict(row)})
-    result = {
-        **record.begin("ablation.py", choose_device("auto")),
-        "model": args.model,
-        "data": args.data,
-        "tables": len(test.tables),
-        "beams": args.beams,
-        "ablation": rows,
-    }
+                with record.part(name):
+                    row = trained(test, name, args.model, args.beams, *fixed, *flags)
+                    row = {"group": group, "setting": setting, **dataclasses.asdict(row)}
+                    record["ablation"].append(row)
     from pictures import length_curve
 
     picture = args.picture or args.out / "length.png"
-    length_curve(result, picture)
-    record.finish(result, f"{ablation_table(result)}\nDrawn: {picture}", args.json)
+    with record.part("the picture"):
+        length_curve(record, picture)
+    record.finish(lambda record: f"{ablation_table(record)}\nDrawn: {picture}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Values and gradients are compared with the reference in float64 first. Small sha
 launches, so what counts is the replay of a CUDA graph of several calls; eager times stand beside.
 Caches stay as warm as a call leaves them. TFLOP/s counts a causal half of the square, and backward
 as 2.5 forwards; the ceiling is the larger of that work at the rate of a large matrix product and of
-the least bytes at the rate of a large copy.
+the least bytes at the rate of a large copy, which means nothing where the L2 cache holds them all.
+A shape that fails is recorded, and the others are timed.
 """
 
 import statistics
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import record
 import torch
 import tyro
 from arithmetic import copy_rate, matmul_rate
@@ -25,6 +25,7 @@ from attention_methods import PEERS, Call, Results, Shape, decode_by_cat, decode
 from attention_methods import packed as ours
 from attention_report import attention_table
 from e2e_lengths import examples
+from record import Record
 from timing import captured, gpu_seconds
 
 from mingpt_prefix import kernels
@@ -82,7 +83,7 @@ def check(name: str, found: Results, low: Results, wanted: Results) -> None:
 def check_all(
     shape: Shape, backend: str, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str]:
-    """Raises AssertionError where ours is wrong; which peers are of no use here, and why."""
+    """Which peers are of no use here, and why. Raises AssertionError where ours is wrong."""
     drawn, why_not = inputs(shape, device, dtype), {}
     wanted, low = exact(shape, drawn), ours(shape, "reference", *drawn).results()
     check("ours", ours(shape, backend, *drawn).results(), low, wanted)
@@ -98,8 +99,7 @@ def check_all(
                 found = call.results()
             check(name, found, loose, wanted)
         except Exception as error:
-            why_not[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            print(f"{name} at {shape.name}, P {shape.prefix}: {why_not[name]}", file=sys.stderr)
+            why_not[name] = f"{type(error).__name__}: {error}"
     return why_not
 
 
@@ -150,68 +150,63 @@ def time_call(call: Call, samples: int) -> dict[str, dict[str, list[float]]]:
     }
 
 
+def ceiling(flops: float, least: int, rates: dict) -> tuple[float, bool]:
+    """The seconds that a pass takes at least; whether they are of bytes that the cache holds."""
+    by_work, by_bytes = flops / rates["matmul"], least / rates["copy"]
+    return max(by_work, by_bytes), by_bytes > by_work and least <= rates["l2_bytes"]
+
+
 def measure(
-    shape: Shape, device: torch.device, dtype: torch.dtype, samples: int, rates: dict, why_not: dict
+    shape: Shape, name: str, device: torch.device, dtype: torch.dtype, samples: int, rates: dict
 ) -> Iterator[dict]:
-    """Rows of all methods and passes; for a peer that cannot do a shape one that says why."""
+    """A method's rows at one shape: one a pass."""
     drawn, size = inputs(shape, device, dtype), dtype.itemsize
-    about = {"name": shape.name, "prefix": shape.prefix, "heads": shape.heads}
-    for name in ("ours", *PEERS):
-        if name in why_not:
-            yield {"shape": about, "method": name, "failed": why_not[name]}
-            continue
-        call = PEERS[name](shape, *drawn) if name in PEERS else ours(shape, "triton", *drawn)
-        try:
-            times, most = time_call(call, samples), peak(call.both)
-        except RuntimeError as error:
-            if name not in PEERS:
-                raise
-            yield {"shape": about, "method": name, "failed": str(error).splitlines()[0]}
-            continue
-        for direction, found in times.items():
-            flops, least = shape.flops() * WORK[direction], least_bytes(shape, size, direction)
-            spent = found["replay"][1]
-            ceiling = max(flops / rates["matmul"], least / rates["copy"])
-            copies = 2 * size * call.copied * (2 if direction == "both" else 1)
-            yield {
-                "shape": about,
-                "method": name,
-                "pass": direction,
-                **found,
-                "tflops": flops / spent / 1e12,
-                "share_of_ceiling": ceiling / spent,
-                "bytes_moved": least + copies,
-                "peak_bytes": most,
-            }
+    call = PEERS[name](shape, *drawn) if name in PEERS else ours(shape, "triton", *drawn)
+    times, most = time_call(call, samples), peak(call.both)
+    for direction, found in times.items():
+        flops, least = shape.flops() * WORK[direction], least_bytes(shape, size, direction)
+        spent = found["replay"][1]
+        shortest, in_cache = ceiling(flops, least, rates)
+        copies = 2 * size * call.copied * (2 if direction == "both" else 1)
+        yield {
+            "shape": {"name": shape.name, "prefix": shape.prefix, "heads": shape.heads},
+            "method": name,
+            "pass": direction,
+            **found,
+            "tflops": flops / spent / 1e12,
+            "share_of_ceiling": shortest / spent,
+            "in_cache": in_cache,
+            "bytes_moved": least + copies,
+            "peak_bytes": most,
+        }
 
 
-def decoding(
-    device: torch.device, dtype: torch.dtype, samples: int, on_gpu: bool
+def one_token(
+    count: int, context: int, device: torch.device, dtype: torch.dtype, samples: int, on_gpu: bool
 ) -> Iterator[dict]:
     """One new token: ours against concatenation and SDPA on a static cache."""
     backend = "triton" if kernels.why_not_triton(device, dtype) is None else "reference"
-    for count, context in ((8, 64), (8, 512), (40, 64), (40, 512)) if on_gpu else ((2, 9),):
-        arguments = decode_inputs(count, context, 5, 12 if on_gpu else 2, device, dtype)
-        runs = {
-            "ours": lambda a=arguments: kernels.decode_attention(**a, backend=backend),
-            "cat + SDPA": decode_by_cat(arguments),
-        }
-        double = {k: v.double() if v.is_floating_point() else v for k, v in arguments.items()}
-        wanted = reference.decode_attention(**double)
-        for name, run in runs.items():
-            error = float((run().double() - wanted).abs().max())
-            assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: {error:.2e}"
-            if on_gpu:
-                numbers = 2 * (context + 5) * arguments["qkv"][:, 0].numel()
-                yield {
-                    "batch": count,
-                    "context": context,
-                    "method": name,
-                    "replay": replayed(run, samples),
-                    "eager": quantiles(run, samples),
-                    "bytes_moved": numbers * dtype.itemsize * (1 if name == "ours" else 3),
-                    "peak_bytes": peak(run),
-                }
+    arguments = decode_inputs(count, context, 5, 12 if on_gpu else 2, device, dtype)
+    runs = {
+        "ours": lambda: kernels.decode_attention(**arguments, backend=backend),
+        "cat + SDPA": decode_by_cat(arguments),
+    }
+    double = {k: v.double() if v.is_floating_point() else v for k, v in arguments.items()}
+    wanted = reference.decode_attention(**double)
+    for name, run in runs.items():
+        error = float((run().double() - wanted).abs().max())
+        assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: {error:.2e}"
+        if on_gpu:
+            numbers = 2 * (context + 5) * arguments["qkv"][:, 0].numel()
+            yield {
+                "batch": count,
+                "context": context,
+                "method": name,
+                "replay": replayed(run, samples),
+                "eager": quantiles(run, samples),
+                "bytes_moved": numbers * dtype.itemsize * (1 if name == "ours" else 3),
+                "peak_bytes": peak(run),
+            }
 
 
 def main() -> None:
@@ -221,23 +216,31 @@ def main() -> None:
     dtype = DTYPES[args.dtype if args.dtype != "auto" else "bf16" if on_gpu else "fp32"]
     why = kernels.why_not_triton(device, dtype)
     backend = "triton" if why is None else "reference"
-    result = {**record.begin("attention.py", device), "dtype": str(dtype).removeprefix("torch.")}
-    result |= {"attention": [], "one_token": list(decoding(device, dtype, args.samples, on_gpu))}
+    name = str(dtype).removeprefix("torch.")
+    record = Record("attention.py", device, args.json, dtype=name, attention=[], one_token=[])
+    for sizes in ((8, 64), (8, 512), (40, 64), (40, 512)) if on_gpu else ((2, 9),):
+        with record.part("one token, B {}, {} before".format(*sizes)):
+            record["one_token"] += one_token(*sizes, device, dtype, args.samples, on_gpu)
     if on_gpu:
-        rates = result["rates"] = {"matmul": matmul_rate(device, dtype), "copy": copy_rate(device)}
+        record["rates"] = {"matmul": matmul_rate(device, dtype), "copy": copy_rate(device)}
+        record["rates"]["l2_bytes"] = torch.cuda.get_device_properties(device).L2_cache_size
     for shape in shapes(on_gpu, args.quick):
         torch.compiler.reset()  # or FlexAttention gives up after a few shapes
         is_large = len(shape.lengths) > 10 and shape.width > 128
-        why_not = check_all(shape.first(2) if is_large else shape, backend, device, dtype)
-        print(f"right: {shape.name}, P {shape.prefix}, H {shape.heads}", file=sys.stderr)
-        if on_gpu:
-            result["attention"] += measure(shape, device, dtype, args.samples, rates, why_not)
-        elif why_not:
-            sys.exit("a peer's values or gradients differ")
-        record.save(result, args.json)  # what is there when a time limit ends it
-    if on_gpu:
-        record.finish(result, attention_table(result), args.json)
-        return
+        where = f"{shape.name}, P {shape.prefix}, H {shape.heads}"
+        with record.part(where):
+            why_not = check_all(shape.first(2) if is_large else shape, backend, device, dtype)
+            print(f"right: {where}", file=sys.stderr)
+            for name, reason in why_not.items():
+                record.fail(f"{where}, {name}", reason)
+            for name in [name for name in ("ours", *PEERS) if name not in why_not]:
+                with record.part(f"{where}, {name}"):
+                    if on_gpu:
+                        record["attention"] += measure(
+                            shape, name, device, dtype, args.samples, record["rates"]
+                        )
+    if on_gpu or record.get("failed"):
+        record.finish(attention_table)
     how = "the Triton kernels, interpreted" if backend == "triton" else f"the reference: {why}"
     print(f"Values and gradients are right ({how}); times need a GPU.")
 

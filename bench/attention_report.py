@@ -1,5 +1,7 @@
 """Markdown of a record of bench/attention.py."""
 
+from render import ending, table
+
 PEERS = ("cat + SDPA", "FlexAttention", "flash, concatenated")
 
 
@@ -8,49 +10,45 @@ def attention_table(record: dict) -> str:
     heads = ("shape", "P", "H", "pass", "ours, replayed p20 / p50 / p80 (µs)", "eager (µs)",
              "TFLOP/s", "of the ceiling (%)", "moved (MB)", "peak (MB)",
              *(f"{peer} / ours" for peer in PEERS))  # fmt: skip
-    lines = [_line(heads), "|---" * len(heads) + "|"]
+    lines = []
     found = {_key(row): row for row in record["attention"]}
     for row in record["attention"]:
         shown = row["method"] == "ours" and (row["pass"] == "both" or "E2E" in row["shape"]["name"])
         if shown:
             shape = row["shape"]
             others = [found.get(_key({**row, "method": peer})) for peer in PEERS]
-            lines.append(_line((
+            mark = "*" if row.get("in_cache") else ""
+            lines.append((
                 shape["name"], str(shape["prefix"]), str(shape["heads"]), row["pass"],
                 _micros(row["replay"]), f"{1e6 * row['eager'][1]:.3g}", f"{row['tflops']:.3g}",
-                f"{100 * row['share_of_ceiling']:.0f}", f"{row['bytes_moved'] / 1e6:,.3g}",
+                f"{100 * row['share_of_ceiling']:.0f}{mark}", f"{row['bytes_moved'] / 1e6:,.3g}",
                 f"{row['peak_bytes'] / 1e6:,.3g}",
                 *("–" if o is None else f"{_ratio(o, row):.2f}" for o in others),
-            )))  # fmt: skip
-    failed = [row for row in record["attention"] if "failed" in row]
-    notes = [
-        f"- {row['method']} at {row['shape']['name']}, P {row['shape']['prefix']},"
-        f" H {row['shape']['heads']}: {row['failed']}"
-        for row in failed
-    ]
-    measured = f"{record['dtype']}, D 64; {record['machine']}; `{record['command']}`."
-    parts = ["\n".join(lines), one_token_table(record), "\n".join(notes)]
-    return "\n\n".join([*filter(None, parts), f"Measured {record['date']}: {measured}"])
+            ))  # fmt: skip
+    marked = any(row.get("in_cache") for row in record["attention"])
+    note = "\\* by the rate of memory, which means nothing here: all of it fits in the L2 cache"
+    parts = [table(heads, lines), note * marked, one_token_table(record)]
+    return "\n\n".join([*filter(None, parts), ending(record, f"{record['dtype']}, D 64; ")])
 
 
 def one_token_table(record: dict) -> str:
     """Decoding: a line a batch and context."""
     heads = ("decoding", "context", "ours, replayed p20 / p50 / p80 (µs)", "eager (µs)",
              "moved (MB)", "cat + SDPA / ours")  # fmt: skip
-    lines = [_line(heads), "|---" * len(heads) + "|"]
+    lines = []
     rows = {(r["batch"], r["context"], r["method"]): r for r in record["one_token"]}
     for (batch, context, method), row in rows.items():
         if method == "ours":
-            other = rows[batch, context, "cat + SDPA"]
-            lines.append(_line((
+            other = rows.get((batch, context, "cat + SDPA"))
+            lines.append((
                 f"B {batch}", str(context), _micros(row["replay"]), f"{1e6 * row['eager'][1]:.3g}",
-                f"{row['bytes_moved'] / 1e6:.3g}", f"{_ratio(other, row):.2f}",
-            )))  # fmt: skip
-    return "\n".join(lines)
+                f"{row['bytes_moved'] / 1e6:.3g}", f"{_ratio(other, row):.2f}" if other else "–",
+            ))  # fmt: skip
+    return table(heads, lines)
 
 
 def _key(row: dict) -> tuple:
-    return *row["shape"].values(), row.get("pass"), row["method"]
+    return *row["shape"].values(), row["pass"], row["method"]
 
 
 def _micros(seconds: list[float]) -> str:
@@ -59,7 +57,3 @@ def _micros(seconds: list[float]) -> str:
 
 def _ratio(other: dict, own: dict) -> float:
     return other["replay"][1] / own["replay"][1]
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"

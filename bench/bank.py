@@ -21,7 +21,7 @@ import torch
 from bank_report import bank_table
 from bank_tasks import References, films, restaurants, write_films
 from experiment import TRAIN
-from record import begin, finish
+from record import Record
 
 from mingpt_prefix.bank.pipeline import BankPipeline, open_bank
 from mingpt_prefix.bank.store import CALLS_FILE, add_prefix
@@ -143,7 +143,7 @@ def time_batches(base: GPT2, exact: GPT2, rounds: int) -> dict:
     together = decode(exact, checked, ids)
     alone = [decode(exact, checked, ids, slice(i, i + 1))[0] for i in range(ROWS)]
     if together != alone:
-        raise SystemExit("rows over many prefixes do not say what they say alone")
+        raise AssertionError("rows over many prefixes do not say what they say alone")
     cases = {name: (kv.to(base.wte.weight), ids) for name, (kv, ids) in cases.items()}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
@@ -169,17 +169,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     base = load_model(args.model, attention=args.attention)
-    record = {**begin("bank.py", base.device), "model": args.model}
+    record = Record("bank.py", base.device, args.json, model=args.model, calls=[])
     if not args.only_batches:
         folder = make_bank(args.out, args.model, args.epochs, args.text)
         writer = open_bank(SampleConfig(bank=folder, model=args.model, attention=args.attention))
         tests = {"restaurants": restaurants(args.tables), "films": films(args.tables, seed=3)}
-        judged = [judge_task(writer, base, name, test) for name, test in tests.items()]
-        record |= {"calls": judged, "prose": judge_prose(writer, args.text, args.prompts)}
+        for name, test in tests.items():
+            with record.part(name):
+                record["calls"].append(judge_task(writer, base, name, test))
+        with record.part("prose"):
+            record["prose"] = judge_prose(writer, args.text, args.prompts)
     is_exact = base.wte.weight.dtype == torch.float32
     exact = base if is_exact else load_model(args.model, dtype="fp32", attention=args.attention)
-    record["batches"] = time_batches(base, exact, args.rounds)
-    finish(record, bank_table(record), args.json)
+    with record.part("batches"):
+        record["batches"] = time_batches(base, exact, args.rounds)
+    record.finish(bank_table)
 
 
 if __name__ == "__main__":

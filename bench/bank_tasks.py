@@ -1,4 +1,4 @@
-"""The two tasks of bank.py: the sample's restaurants, and films out of the pretraining mixture."""
+"""The two tasks of bank.py: the sample's restaurants, and films, made as the base's tables are."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,13 @@ from random import Random
 
 from mingpt_prefix.data.tables import Table
 from mingpt_prefix.tiny import make_sample
-from mingpt_prefix.tiny.mixture_culture import FILM
-from mingpt_prefix.tiny.mixture_text import describe
-from mingpt_prefix.tiny.mixture_values import Author
+from mingpt_prefix.tiny.corpus import Domain, everyday_words
+from mingpt_prefix.tiny.names import Names
+from mingpt_prefix.tiny.sentences import Author, describe
 
 References = list[tuple[Table, list[str]]]
 _TRIES = 40
+_PROSE = Path(__file__).with_name("prose.txt")
 
 
 def restaurants(count: int) -> References:
@@ -22,15 +23,16 @@ def restaurants(count: int) -> References:
 
 def films(count: int, seed: int, most: int = 8) -> References:
     """`count` tables of invented films, each with up to `most` texts by one author."""
-    author, rng = Author(Random(5)), Random(seed)
-    author.random, author.sample = rng.random, rng.sample  # the same habits, other draws
+    words = everyday_words(_PROSE.read_text(encoding="utf-8"))
+    fixed = Random(5)  # the same slots and habits; the rest is drawn by `seed`
+    domain, author = Domain(fixed, Names(fixed, words), "work"), Author(fixed)
+    domain.kinds, domain.kind_share = ["film"], 1.0
+    domain.rng = domain.names.rng = author.rng = Random(seed)
     made: dict[Table, list[str]] = {}
     while len(made) < count:
-        title, chosen = FILM.key.draw(rng), rng.sample(FILM.slots, rng.randint(2, 5))
-        facts = [(slot, slot.draw(rng)) for slot in sorted(chosen, key=FILM.slots.index)]
-        table = Table(((FILM.key.name, title), *((slot.name, value) for slot, value in facts)))
-        texts = {describe(FILM, title, facts, author): None for _ in range(_TRIES)}
-        made[table] = list(texts)[:most]
+        rows, thing = domain.draw()
+        texts = {describe(thing, author): None for _ in range(_TRIES)}
+        made[Table(tuple(rows))] = list(texts)[:most]
     return list(made.items())
 
 

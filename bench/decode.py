@@ -1,39 +1,49 @@
 """Writing sentences: tokens a second, ours against PEFT's `generate`.
 
-python bench/decode.py                                  # GPT-2 small, random weights
+python bench/decode.py                                  # GPT-2 small; on a GPU medium too
 python bench/decode.py --model gpt2-medium --dtype bf16 --json bench/results/decode.json
 
-Random ids of E2E's table lengths; every row gets exactly --new-tokens, so that all work alike.
-Greedy outputs are compared first. The methods take turns, batch after batch.
+Random weights, and random ids of E2E's table lengths; every row gets exactly --new-tokens, so that
+all work alike. The tokens are compared first: those of other attention than the reference with the
+reference's, and greedy ones with PEFT's. The methods take turns, batch after batch; one that fails
+is recorded, and the other is timed.
 """
 
 import dataclasses
-import statistics
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
-import peers
-import record
 import torch
 import tyro
 from e2e_lengths import examples
-from report import decode_table
+from record import Record
 from speed_methods import Args as SpeedArgs
 from speed_methods import base, configure
+from speed_report import decode_table
 from timing import timed
 
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.adapters.learned import make_encoder
+from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.config import MODELS, TrainConfig
 from mingpt_prefix.generation.decoding import generate
+from mingpt_prefix.model import GPT2
+
+Rows = list[list[int]]
+Decoder = Callable[[Rows, int], Rows]  # of prompts, and a number of beams
+ALIKE = {"reference": 1.0, "PEFT": 0.75}  # rows of tokens that must be equal in float32
 
 
 @dataclass(frozen=True)
 class Args:
-    model: str = "gpt2"
+    model: tuple[str, ...] = ()
+    """shapes to time; gpt2, and on a GPU gpt2-medium too"""
     batch_size: int = 8
     new_tokens: int = 40
     beams: tuple[int, ...] = (1, 5)
@@ -56,74 +66,124 @@ def padded_left(prompts: list[list[int]], device: torch.device) -> dict[str, tor
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def configured(args: Args) -> TrainConfig:
+def configured(args: Args, model: str) -> TrainConfig:
     names = ("prefix_length", "device", "dtype", "attention")
     flags = {name: getattr(args, name) for name in names}
-    return configure(SpeedArgs(**flags), args.model, "prefix")
+    return configure(SpeedArgs(**flags), model, "prefix")
 
 
-def measure(args: Args) -> list[dict]:
-    config = configured(args)
+def make_ours(model: GPT2, prefix: PrefixKV, new_tokens: int) -> Decoder:
+    def decode(batch: Rows, beams: int) -> Rows:
+        return generate(model, batch, prefix, beams=beams, max_new_tokens=new_tokens, eos=None)
+
+    return decode
+
+
+def make_peft(own: GPT2, config: TrainConfig, encoder: torch.nn.Module, count: int) -> Decoder:
+    """Raises ImportError where PEFT is not there."""
+    import peers
+
+    peer = peers.build(own, config, encoder).to(DTYPES[config.dtype]).eval()
+    # An end token no model says: rows go on to the last token.
+    fixed = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    fixed |= dict(pad_token_id=0, eos_token_id=None)
+
+    @torch.no_grad()
+    def decode(batch: Rows, beams: int) -> Rows:
+        out = peer.generate(**padded_left(batch, own.device), **fixed, num_beams=beams)
+        return out[:, -count:].tolist()
+
+    return decode
+
+
+def agreement(found: Rows, wanted: Rows) -> dict:
+    """The shares of equal rows and tokens, and where in its row the first that differs stands."""
+    pairs = [
+        [a == b for a, b in zip(x, y, strict=True)] for x, y in zip(found, wanted, strict=True)
+    ]
+    first = min((row.index(False) for row in pairs if not all(row)), default=None)
+    n_tokens = sum(map(len, pairs))
+    equal = {"equal_rows": sum(map(all, pairs)) / len(pairs)}
+    return equal | {"equal_tokens": sum(map(sum, pairs)) / n_tokens, "first_difference": first}
+
+
+def compare(record: Record, found: Rows, wanted: Rows, is_exact: bool, **about) -> None:
+    """Record how far decoded tokens agree; fails where they should be the same."""
+    check = {**about, **agreement(found, wanted)}
+    check["passed"] = not is_exact or check["equal_rows"] >= ALIKE[about["against"]]
+    record["checks"].append(check)
+    if not check["passed"]:
+        part = f"{about['model']}, beam {about['beams']}, against {about['against']}"
+        record.fail(part, f"{check['equal_rows']:.0%} of the rows are equal")
+
+
+def measure(args: Args, model: str, record: Record) -> None:
+    """A row for each number of beams and method."""
+    config = configured(args, model)
     own = base(config).requires_grad_(False).eval()
     prepack(own)
-    peer = peers.build(own, config).to(DTYPES[config.dtype]).eval()
+    encoder = make_encoder(config, own).to(own.device)
     with torch.no_grad():
-        encoder = make_encoder(config, own).to(own.device)
-        encoder.load_state_dict(peers.prefix_weights(peer))
         prefix = encoder()
-    data = examples(MODELS[args.model].vocab_size)
-    rounds = 2 if args.quick else args.rounds
-    wanted = args.batch_size * (rounds + 1)
-    prompts = [e.ids[: e.prompt_length].tolist() for e in islice(cycle(data), wanted)]
-    fixed = dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=False)
-
-    def ours(batch: list[list[int]], beams: int) -> list[list[int]]:
-        count = args.new_tokens
-        return generate(own, batch, prefix, beams=beams, max_new_tokens=count, eos=None)
-
-    def theirs(batch: list[list[int]], beams: int) -> torch.Tensor:
-        inputs = padded_left(batch, own.device)
-        with torch.no_grad():
-            # An end token no model says: rows go on to the last token.
-            out = peer.generate(
-                **inputs, **fixed, num_beams=beams, pad_token_id=0, eos_token_id=None
-            )
-        return out[:, -args.new_tokens :]
-
-    first = prompts[: args.batch_size]
-    pairs = zip(ours(first, 1), theirs(first, 1).tolist(), strict=True)
-    agreement = statistics.fmean(a == b for a, b in pairs)
-    assert config.dtype != "fp32" or agreement >= 0.75, f"{agreement:.0%} of the rows agree"
-    rows = []
+    decoders = {"ours": make_ours(own, prefix, args.new_tokens)}
+    if find_spec("peft") and find_spec("transformers"):
+        with record.part(f"{model}, PEFT"):
+            decoders["PEFT"] = make_peft(own, config, encoder, args.new_tokens)
+    else:
+        print("Without PEFT: pip install 'mingpt-prefix[peers]'", file=sys.stderr)
+    rounds, size = 2 if args.quick else args.rounds, args.batch_size
+    data = islice(cycle(examples(MODELS[model].vocab_size)), size * (rounds + 1))
+    prompts = [e.ids[: e.prompt_length].tolist() for e in data]
+    batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     for beams in args.beams:
-        times: dict[str, list[float]] = {"ours": [], "PEFT": []}
-        for number in range(rounds + 1):
-            batch = prompts[number * args.batch_size : (number + 1) * args.batch_size]
-            for name, run in (
-                ("ours", lambda b=batch, n=beams: ours(b, n)),
-                ("PEFT", lambda b=batch, n=beams: theirs(b, n)),
-            ):
-                spent = timed(run)
-                if number:  # the first warms up
-                    times[name].append(spent)
-        for name, spent in times.items():
-            rows.append({"method": name, "beams": beams, "seconds": spent, "agreement": agreement})
-    return rows
+        about = {"model": model, "beams": beams}
+        how = about | {"is_exact": config.dtype == "fp32"}
+        with record.part(f"{model}, beam {beams}, tokens"):
+            found = decoders["ours"](batches[0], beams)
+            if beams == 1 and "PEFT" in decoders:
+                with record.part(f"{model}, PEFT's tokens"):
+                    compare(record, found, decoders["PEFT"](batches[0], 1), **how, against="PEFT")
+            if config.attention != "reference":
+                own.attention = "reference"
+                wanted = decoders["ours"](batches[0], beams)
+                compare(record, found, wanted, **how, against="reference")
+        own.attention = config.attention
+        time_turns(record, decoders, batches, **about)
+
+
+def time_turns(
+    record: Record, decoders: dict[str, Decoder], batches: Sequence[Rows], model: str, beams: int
+) -> None:
+    """The decoders take turns; one that fails decodes no more. The first batch warms up."""
+    times: dict[str, list[float]] = {name: [] for name in decoders}
+    for number, batch in enumerate(batches):
+        for name, decode in list(decoders.items()):
+            try:
+                spent = timed(lambda run=decode, rows=batch: run(rows, beams))
+            except Exception as error:
+                del decoders[name], times[name]
+                record.fail(f"{model}, beam {beams}, {name}", f"{type(error).__name__}: {error}")
+                continue
+            if number:
+                times[name].append(spent)
+    rows = [{"model": model, "method": name, "beams": beams} for name in times]
+    record["decoding"] += [{**row, "seconds": times[row["method"]]} for row in rows]
+    record.save()
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    flags, device = dataclasses.asdict(args), choose_device(args.device)
-    config = configured(args)
-    result = {
-        **record.begin("decode.py", device),
-        "device": device.type,
-        "dtype": config.dtype,
-        "attention": config.attention,
-        **{name: flags[name] for name in ("model", "batch_size", "new_tokens", "prefix_length")},
-        "decoding": measure(args),
-    }
-    record.finish(result, decode_table(result), args.json)
+    device = choose_device(args.device)
+    models = args.model or (("gpt2", "gpt2-medium") if device.type == "cuda" else ("gpt2",))
+    config, flags = configured(args, models[0]), dataclasses.asdict(args)
+    about = {name: flags[name] for name in ("batch_size", "new_tokens", "prefix_length")}
+    about |= {"device": device.type, "dtype": config.dtype, "attention": config.attention}
+    found = {"model": ", ".join(models), "checks": [], "decoding": []}
+    record = Record("decode.py", device, args.json, **about, **found)
+    for model in models:
+        with record.part(model):
+            measure(args, model, record)
+    record.finish(decode_table)
 
 
 if __name__ == "__main__":

@@ -8,26 +8,30 @@ from pathlib import Path
 
 from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.data.datasets import group_references, load_split
+from mingpt_prefix.data.datasets import Split, group_references, load_split
 from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.evaluation.faults import FAULTS, faults, slot_errors
 from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.metrics.scores import score
-from mingpt_prefix.tiny.slots import slot_errors
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model on the test set. `slot_errors`: a share of all slots, on the sample data; seconds
-    of training; parameters trained and numbers kept; bytes."""
+    """One model on the test set. On the sample data `slot_errors` is the share of all slots that a
+    sentence lacks or contradicts, `right` the share of tables without a fault, `faults` how many
+    tables have a fault of each kind. Seconds of training; parameters trained and numbers kept;
+    bytes."""
 
     method: str
     seed: int
     scores: dict[str, float]
     slot_errors: float | None
+    right: float | None = None
+    faults: dict[str, int] | None = None
     lr: float | None = None
     seconds: float | None = None
     trained: int = 0
@@ -39,28 +43,33 @@ class Row:
 class TestSet:
     """The test tables, and the scores of sentences written for them; these are kept in `out`."""
 
-    def __init__(self, data: str, out: Path) -> None:
-        groups = group_references(load_split([data], "test"))
+    def __init__(self, data: str, out: Path, split: Split = "test") -> None:
+        groups = group_references(load_split([data], split))
         self.tables: list[Table] = [table for table, _ in groups]
         self.references = [texts for _, texts in groups]
         self.data, self.has_slots = data, data == "sample"
-        self.out = out
+        self.out, self.split = out, split
         out.mkdir(parents=True, exist_ok=True)
 
     def score(self, name: str, said: Sequence[str]) -> dict:
         """What a Row says of these sentences."""
-        (self.out / f"{name}.txt").write_text("".join(f"{text}\n" for text in said))
-        wrong = None
+        (self.out / f"{name}-{self.split}.txt").write_text("".join(f"{text}\n" for text in said))
+        of_slots = {"slot_errors": None}
         if self.has_slots:
-            pairs = zip(self.tables, said, strict=True)
-            wrong = sum(len(slot_errors(table.slots, text)) for table, text in pairs)
-            wrong /= sum(len(table.slots) for table in self.tables)
+            pairs = list(zip((table.slots for table in self.tables), said, strict=True))
+            found = [{fault.kind for fault in faults(*pair)} for pair in pairs]
+            wrong = sum(len(slot_errors(*pair)) for pair in pairs)
+            of_slots = {
+                "slot_errors": wrong / sum(len(table.slots) for table in self.tables),
+                "right": sum(not kinds for kinds in found) / len(found),
+                "faults": {kind: sum(kind in kinds for kinds in found) for kind in FAULTS},
+            }
         try:
             scores = score(said, self.references)
         except ConfigError as error:
             print(f"BLEU and NIST alone: {error}", file=sys.stderr)
             scores = score(said, self.references, ("bleu", "nist"))
-        return {"scores": scores, "slot_errors": wrong}
+        return {"scores": scores, **of_slots}
 
 
 def trained(

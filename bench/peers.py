@@ -35,8 +35,9 @@ class Base(transformers.GPT2LMHeadModel):
         return inputs
 
 
-def build(ours: GPT2, config: TrainConfig) -> nn.Module:
-    """transformers' GPT-2 with the weights of `ours`; in prefix mode frozen, with PEFT's prefix."""
+def build(ours: GPT2, config: TrainConfig, encoder: nn.Module | None = None) -> nn.Module:
+    """transformers' GPT-2 with the weights of `ours`; in prefix mode frozen, with PEFT's prefix,
+    whose encoder has the weights of `encoder`, if it is given."""
     shape = ours.config
     their_config = transformers.GPT2Config(
         vocab_size=shape.vocab_size, n_positions=shape.n_positions, n_embd=shape.n_embd,
@@ -55,18 +56,17 @@ def build(ours: GPT2, config: TrainConfig) -> nn.Module:
             prefix_projection=True, encoder_hidden_size=config.mid_dim,
         )  # fmt: skip
         model = peft.get_peft_model(model, prefix)
+        if encoder is not None:
+            model.prompt_encoder["default"].load_state_dict(encoder.state_dict())
     return model.to(ours.device)
 
 
-def prefix_weights(model: nn.Module) -> dict[str, Tensor]:
-    """PEFT's prefix encoder, under the names of our own."""
-    return model.prompt_encoder["default"].state_dict()
-
-
-def pad(examples: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
-    """input_ids, attention_mask and labels (B, S); -100 marks what is not predicted."""
+def pad(examples: Sequence[Encoded], device: torch.device, step: int = 1) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels (B, S), S a multiple of `step`; -100 marks what is not
+    predicted."""
     rows = [e.ids for e in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    ids = nn.functional.pad(ids, (0, -ids.shape[1] % step))
     lengths = torch.tensor([len(row) for row in rows])
     contexts = torch.tensor([e.prompt_length for e in examples])
     column = torch.arange(ids.shape[1])
@@ -77,11 +77,16 @@ def pad(examples: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
 
 
 class Stepper:
-    """One training step after another."""
+    """One training step after another. If `compiled`, batches have few widths, each with a CUDA
+    graph of its own on a GPU."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, total_steps: int) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, total_steps: int, compiled: bool = False
+    ) -> None:
+        self.model, self.config, self.width = model, config, 32 if compiled else 1
         self.trained = [p for p in model.parameters() if p.requires_grad]
+        if compiled:
+            self.model = torch.compile(model, mode="reduce-overhead", dynamic=False)
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -99,11 +104,15 @@ class Stepper:
     def run(self, batches: Sequence[Sequence[Encoded]]) -> None:
         """A step a batch; they are padded and brought to the device by a thread, some ahead."""
         self.model.train()
-        device = self.trained[0].device
-        for batch in prefetch(lambda examples: pad(examples, device), batches):
+        for batch in prefetch(self.padded, batches):
             self.step(batch)
 
-    def step(self, batch: dict[str, Tensor]) -> None:
+    def padded(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+        return pad(examples, self.trained[0].device, self.width)
+
+    def step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Take it; returns its loss."""
+        torch.compiler.cudagraph_mark_step_begin()
         with record_function("forward"):
             loss = self.loss(batch)
         with record_function("backward"):
@@ -113,3 +122,4 @@ class Stepper:
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()

@@ -18,7 +18,7 @@ def speed_chart(record: dict, path: Path) -> None:
         rows = shape["rows"][::-1]
         names = [row["method"] for row in rows]
         medians = [1e3 * statistics.median(row["seconds"]) for row in rows]
-        bars = axes.barh(names, medians, color=[_COLOURS[name] for name in names])
+        bars = axes.barh(names, medians, color=[_COLOURS.get(name, "silver") for name in names])
         axes.bar_label(bars, [f"{value:,.4g} ms" for value in medians], padding=3)
         axes.set_xlim(0, 1.15 * max(medians))
         axes.set_title(f"{shape['model']}, batch {shape['batch_size']}, {shape['dtype']}")

@@ -23,6 +23,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mingpt_prefix.checkpoints.atomic_write import write_atomically
+
 # The package has functions of these names.
 prefix = importlib.import_module("mingpt_prefix.kernels.prefix_attention")
 gradient = importlib.import_module("mingpt_prefix.kernels.prefix_gradient")
@@ -148,14 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows = []
-    for row in table():
-        rows.append(row)
-        print(*row.values(), flush=True)
+    versions, lines = json.dumps({"triton": triton.__version__, "head_dim": 64}), []
     args.json.parent.mkdir(exist_ok=True)
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
-    versions = json.dumps({"triton": triton.__version__, "head_dim": 64})
-    args.json.write_text(f'{{"versions": {versions}, "rows": [\n  {lines}\n]}}\n')
+    for row in table():
+        lines.append(json.dumps(row))
+        print(*row.values(), flush=True)
+        rows = ",\n  ".join(lines)
+        content = f'{{"versions": {versions}, "rows": [\n  {rows}\n]}}\n'
+        write_atomically(args.json, content.encode())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from attention_report import attention_table
 from bank_report import bank_table
+from render import ending, table
+from speed_report import decode_table, speed_table
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -24,6 +26,7 @@ _METRICS = {
     "rouge_l": ("ROUGE-L", 100, 1),
     "cider": ("CIDEr", 1, 2),
 }
+_HEADS = [heading for heading, _, _ in _METRICS.values()]
 # Real E2E test set, OpenAI's weights: the poster (Turner, Ngo, Hu, Parihar), GPT-2 small; the
 # paper (Li & Liang), GPT-2 medium, in its first version on arXiv and as published at ACL 2021.
 _PUBLISHED = (
@@ -38,49 +41,65 @@ _PUBLISHED = (
 
 def published_table() -> str:
     """Markdown of the published numbers."""
-    heads = " | ".join(heading for heading, _, _ in _METRICS.values())
-    lines = [f"| published | model | {heads} |", "|---" * (2 + len(_METRICS)) + "|"]
-    for name, model, values in _PUBLISHED:
-        shown = (
-            f"{value:.{digits}f}"
-            for value, (_, _, digits) in zip(values, _METRICS.values(), strict=True)
-        )
-        lines.append(f"| {name} | {model} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    digits = [digits for _, _, digits in _METRICS.values()]
+    rows = (
+        (name, model, *(f"{v:.{n}f}" for v, n in zip(values, digits, strict=True)))
+        for name, model, values in _PUBLISHED
+    )
+    return table(("published", "model", *_HEADS), rows)
 
 
 def methods_table(record: dict) -> str:
     """Markdown of a record of bench/table.py: a line a method and learning rate, over its seeds."""
     rows = record["rows"]
     has_slots = any(row["slot_errors"] is not None for row in rows)
-    heads = ["method", "learning rate", "seeds", *(heading for heading, _, _ in _METRICS.values())]
+    heads = ["method", "learning rate", "seeds", *_HEADS]
+    has_faults = any(row.get("faults") for row in rows)
     heads += ["slots wrong or missing (%)"] if has_slots else []
+    heads += ["tables right (%)", "lacking / invented / garbled / repeated"] if has_faults else []
     heads += ["trained", "kept", "training (s)", "peak memory (MB)"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for method, lr in dict.fromkeys((row["method"], row["lr"]) for row in rows):
         own = [row for row in rows if (row["method"], row["lr"]) == (method, lr)]
         cells = [method, f"{lr:g}" if lr else "–", str(len(own))]
         cells += _metric_cells(own)
         if has_slots:
             cells.append(_mean_and_spread([100 * row["slot_errors"] for row in own], 1))
+        if has_faults:
+            cells.append(_mean_and_spread([100 * row["right"] for row in own], 1))
+            means = (
+                statistics.fmean(row["faults"][kind] for row in own) for kind in own[0]["faults"]
+            )
+            cells.append(" / ".join(f"{mean:.0f}" for mean in means))
         cells += [f"{own[0]['trained']:,}", f"{own[0]['kept']:,}"]
         for name, unit in (("seconds", 1), ("peak_memory", 1e6)):
             known = [row[name] / unit for row in own if row[name] is not None]
             cells.append(_mean_and_spread(known, 0) if known else "–")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _measured(record)])
+        lines.append(cells)
+    return f"{table(heads, lines)}\n\n{_measured(record)}"
 
 
 def ablation_table(record: dict) -> str:
     """Markdown of a record of bench/ablation.py: a line a setting, over its seeds."""
-    rows = record["ablation"]
-    heads = ["what", "setting", "seeds", *(heading for heading, _, _ in _METRICS.values()), "kept"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows, lines = record["ablation"], []
     for group, setting in dict.fromkeys((row["group"], row["setting"]) for row in rows):
         own = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
-        cells = [group, setting, str(len(own)), *_metric_cells(own), f"{own[0]['kept']:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _measured(record)])
+        lines.append([group, setting, str(len(own)), *_metric_cells(own), f"{own[0]['kept']:,}"])
+    heads = ("what", "setting", "seeds", *_HEADS, "kept")
+    return f"{table(heads, lines)}\n\n{_measured(record)}"
+
+
+def sentences_table(record: dict) -> str:
+    """Markdown of a record of bench/sentences.py: each table, what is said of it and its faults."""
+    lines = []
+    for number, row in enumerate(record["sentences"], 1):
+        wrong = ", ".join(f"{kind}: {what}" for kind, what in row["faults"]) or "right"
+        lines += [f"{number}. `{row['table']}`<br>{row['says']}<br>**{wrong}**"]
+    right = sum(not row["faults"] for row in record["sentences"])
+    count = f"{right} of these {len(lines)} are right."
+    how = f"{record['split']} tables, beam {record['beams']}; {record['machine']}"
+    lines += ["", f"{count} Measured {record['date']}: {how}; `{record['command']}`."]
+    return "\n".join(lines)
 
 
 def _metric_cells(rows: Sequence[dict]) -> list[str]:
@@ -94,15 +113,14 @@ def _metric_cells(rows: Sequence[dict]) -> list[str]:
 
 def _measured(record: dict) -> str:
     how = f"beam {record['beams']}" if record["beams"] > 1 else "greedy"
-    what = f"{record['model']} on {record['data']}, {record['tables']} test tables, {how}"
-    return f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
+    what = f"{record['model']} on {record['data']}, {record['tables']} {record.get('split', 'test')} tables, {how}"
+    return ending(record, f"{what}; ")
 
 
 def registers_table(record: dict) -> str:
     """Markdown of the bf16 rows of a record of bench/registers.py."""
     heads = ("kernel", "longest sequence", "prefix rows", "sm_80 registers / spilled / shared",
              "sm_90 registers / spilled / shared")  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found: dict[tuple, dict[str, str]] = {}
     for row in record["rows"]:
         if row["dtype"] == "bf16":
@@ -110,92 +128,8 @@ def registers_table(record: dict) -> str:
             key = (name, row["max_seq_len"], row["prefix_rows"])
             used = (row["registers"], row["spilled_bytes"], row["shared_bytes"])
             found.setdefault(key, {})[row["architecture"]] = " / ".join(f"{n:,}" for n in used)
-    for key, by_architecture in found.items():
-        cells = (*map(str, key), by_architecture["sm_80"], by_architecture["sm_90"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Triton {record['versions']['triton']}."])
-
-
-def decode_table(record: dict) -> str:
-    """Markdown of a record of bench/decode.py."""
-    heads = ("beams", "method", "batch p20 / p50 / p80 (s)", "new tokens/s", "times PEFT")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    tokens = record["batch_size"] * record["new_tokens"]
-    rows = record["decoding"]
-    for row in rows:
-        peer = next(r for r in rows if (r["method"], r["beams"]) == ("PEFT", row["beams"]))
-        pairs = zip(peer["seconds"], row["seconds"], strict=True)
-        cells = (
-            str(row["beams"]),
-            row["method"],
-            " / ".join(f"{q:.3g}" for q in _quantiles(row["seconds"])),
-            f"{tokens / statistics.median(row['seconds']):,.0f}",
-            f"{statistics.median(a / b for a, b in pairs):.2f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    sizes = f"batches of {record['batch_size']}, {record['new_tokens']} new tokens each"
-    how = f"{record['dtype']}, {record['attention']} attention"
-    rows = f"{record['prefix_length']} prefix rows"
-    what = f"{record['model']}, random weights, {how}, {rows}, {sizes}"
-    measured = f"Measured {record['date']}: {what}; {record['machine']}; `{record['command']}`."
-    return "\n".join([*lines, "", measured])
-
-
-def speed_table(record: dict) -> str:
-    """Markdown of a record of bench/speed.py: a table a model, and what the methods' ratios are."""
-    parts = []
-    for shape in record["shapes"]:
-        heads = ("method", "step p20 / p50 / p80 (ms)", "forward / backward / optimizer (%)",
-                 "tokens/s", "share of matmul rate (%)", "peak memory (MB)",
-                 "optimizer state (MB)", "the poster's 5 epochs (min)")  # fmt: skip
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for row in shape["rows"]:
-            split = (f"{100 * share:.0f}" for share in row["shares"].values())
-            peak = row["peak_memory"]
-            cells = (
-                row["method"],
-                " / ".join(f"{1e3 * q:,.4g}" for q in _quantiles(row["seconds"])),
-                " / ".join(split),
-                f"{row['tokens_per_second']:,.0f}",
-                f"{100 * row['utilisation']:.0f}",
-                "–" if peak is None else f"{peak / 1e6:,.0f}",
-                f"{row['optimizer_bytes'] / 1e6:,.1f}",
-                f"{row['poster_minutes']:,.1f}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-        by_name = {row["method"]: row for row in shape["rows"]}
-        lines.append("")
-        for slow, fast in (
-            ("fine-tuning", "prefix"),
-            ("PEFT prefix", "prefix"),
-            ("transformers fine-tuning", "fine-tuning"),
-        ):
-            if slow in by_name:
-                pairs = zip(by_name[slow]["seconds"], by_name[fast]["seconds"], strict=True)
-                low, middle, high = _quantiles([a / b for a, b in pairs])
-                lines.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
-        floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
-        lines.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
-        if (peers_too := shape.get("peers_keep_memory")) is not None:
-            rest = "the peers do too, by a flag" if peers_too else "the peers' scripts do not"
-            lines.append(f"- ours keep the memory they free (glibc's mallopt), and {rest}")
-        for row in shape["rows"]:
-            if graphs := row.get("graphs"):
-                lines.append(
-                    f"- {row['method']}: steps are CUDA graphs, {graphs['count']} of them, captured"
-                    f" in {graphs['seconds']:.1f} s before; its shares are from a pass without them"
-                )
-        what = f"{shape['model']}, {shape['dtype']}, {shape['attention']} attention"
-        sizes = f"batches of {shape['batch_size']}, {shape['prefix_length']} prefix rows"
-        parts.append(f"**{what}**, {sizes}:\n\n" + "\n".join(lines))
-    measured = f"Measured {record['date']}: {record['machine']}; `{record['command']}`."
-    return "\n\n".join([*parts, measured])
-
-
-def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """p20, p50, p80."""
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return fifths[0], statistics.median(values), fifths[3]
+    rows = ((*map(str, key), used["sm_80"], used["sm_90"]) for key, used in found.items())
+    return f"{table(heads, rows)}\n\nTriton {record['versions']['triton']}."
 
 
 def _mean_and_spread(values: Sequence[float], digits: int) -> str:
@@ -220,10 +154,11 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
             "shapes": speed_table,
             "ablation": ablation_table,
             "calls": bank_table,
+            "sentences": sentences_table,
             "rows": methods_table,
         }
-        table = next(render for key, render in kinds.items() if key in record)
-        return f"{match[1]}{table(record)}\n{match[3]}"
+        shown = next(render for key, render in kinds.items() if key in record)
+        return f"{match[1]}{shown(record)}\n{match[3]}"
 
     return _BLOCK.sub(block, text)
 

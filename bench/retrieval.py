@@ -8,6 +8,7 @@ of all, and how often of the five values'. Chance is 20 % of the latter. Nothing
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import torch
@@ -16,10 +17,11 @@ import tyro
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.data.tables import Table, linearize
 from mingpt_prefix.data.tokenizer import load_tokenizer
-from mingpt_prefix.tiny import mixture_values
-from mingpt_prefix.tiny.mixture_coined import term
+from mingpt_prefix.tiny.corpus import everyday_words
+from mingpt_prefix.tiny.names import Names
 
-_SOURCES = (term, mixture_values.place, mixture_values.person, mixture_values.title)
+_KINDS = ("place", "person", "work", "year")
+_PROSE = Path(__file__).with_name("prose.txt")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     model, rng = load_model(args.model, "cpu", "fp32"), Random(args.seed)
     tokenizer = load_tokenizer(model.config.tokenizer)
+    names = Names(rng, everyday_words(_PROSE.read_text(encoding="utf-8")))
     best = among = 0
     for _ in range(args.tables):
-        slots = {term(rng): mixture_values.pick(rng, _SOURCES)(rng) for _ in range(5)}
-        asked = mixture_values.pick(rng, tuple(slots))
+        slots = {names.plain(): names.draw(rng.choice(_KINDS))[0] for _ in range(5)}
+        asked = rng.choice(tuple(slots))
         table = linearize(Table(tuple(slots.items())))
         prompt = [*tokenizer.encode(table), tokenizer.eos, *tokenizer.encode(f" The {asked} is")]
         logits = model.logits([prompt])[0][-1]

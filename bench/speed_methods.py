@@ -1,14 +1,16 @@
 """The methods that bench/speed.py times: ours and the peers', on GPT-2 with random weights."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from mingpt_prefix.accel.cuda_graphs import Captured
+from mingpt_prefix.accel.cuda_graphs import Captured, why_not_graphs
+from mingpt_prefix.accel.distributed import ALONE
+from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_attention, choose_device
 from mingpt_prefix.cli.recipes import recipe
@@ -20,6 +22,8 @@ from mingpt_prefix.trainer import Trainer
 POSTER_STEPS = 5 * 4_207  # 42,061 examples in batches of 10, 5 epochs
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of losses, ours against theirs
 OURS, PEERS = ("prefix", "fine-tuning"), ("PEFT prefix", "transformers fine-tuning")
+EAGER = tuple(f"{name}, eager" for name in OURS)  # where the steps of OURS are CUDA graphs
+COMPILED = f"{PEERS[1]}, compiled"
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ class Args:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to take training steps; `run` takes one for each of its batches."""
+    """One way to take training steps; `run` takes one for each of its batches, `loss` a single one,
+    whose loss it returns."""
 
     run: Callable[[Sequence[Sequence[Encoded]]], None]
+    loss: Callable[[Sequence[Encoded]], float]
     optimizers: Sequence[torch.optim.Optimizer]
     captured: Captured | None = None
 
@@ -59,7 +65,7 @@ class Method:
 
 
 def mode_of(name: str) -> str:
-    """The mode of train.py that a method is, or a peer's of, by its name in OURS and PEERS."""
+    """The mode of train.py that a method is, or a peer's of."""
     return "prefix" if "prefix" in name else "finetune"
 
 
@@ -81,6 +87,13 @@ def configure(args: Args, model: str, mode: str) -> TrainConfig:
     )
 
 
+def methods(args: Args, model: str) -> tuple[str, ...]:
+    """Those to time by turns; the peers where they are installed."""
+    has_graphs = why_not_graphs(configure(args, model, "prefix"), ALONE) is None
+    has_peers = all(find_spec(name) for name in ("peft", "transformers"))
+    return OURS + EAGER * has_graphs + PEERS * has_peers
+
+
 def base(config: TrainConfig) -> GPT2:
     """Random weights as GPT-2 draws them, held as train.py holds them."""
     model = GPT2(MODELS[config.model], config.attention).initialize(0).to(config.device)
@@ -88,18 +101,25 @@ def base(config: TrainConfig) -> GPT2:
 
 
 def make_method(
-    args: Args, model: str, name: str, data: Sequence[Encoded], graphs: bool = True
+    args: Args, model: str, name: str, data: Sequence[Encoded], dropout: float | None = None
 ) -> Method:
-    """Raises ImportError for a peer that is not installed."""
+    """Equal weights for all methods of a mode. Raises ImportError for a peer that is not there."""
     config = configure(args, model, mode_of(name))
-    if name in OURS:
-        trainer = make_trainer(config, base(config), data, [], graphs=graphs)
+    config = config if dropout is None else replace(config, dropout=dropout)
+    own = base(config)
+    if name in OURS + EAGER:
+        trainer = make_trainer(config, own, data, [], graphs=name in OURS)
         captured = getattr(trainer.stepper, "captured", None)
-        return Method(lambda b: run(trainer, b), trainer.stepper.optimizers, captured)
+        optimizers = trainer.stepper.optimizers
+        return Method(lambda b: run(trainer, b), lambda b: step(trainer, b), optimizers, captured)
     import peers
 
-    stepper = peers.Stepper(peers.build(base(config), config), config, POSTER_STEPS)
-    return Method(stepper.run, [stepper.optimizer])
+    encoder = make_encoder(config, own) if config.mode == "prefix" else None
+    peer = peers.build(own, config, encoder)
+    stepper = peers.Stepper(peer, config, POSTER_STEPS, compiled=name == COMPILED)
+    return Method(
+        stepper.run, lambda b: float(stepper.step(stepper.padded(b))), [stepper.optimizer]
+    )
 
 
 def run(trainer: Trainer, batches: Sequence[Sequence[Encoded]]) -> None:
@@ -109,28 +129,13 @@ def run(trainer: Trainer, batches: Sequence[Sequence[Encoded]]) -> None:
         stepper.begin(work, seed=0)
 
 
-def check(args: Args, model: str, batch: Sequence[Encoded]) -> dict[str, float]:
-    """Loss of `batch` by ours and the peers with the same weights, prefix encoder and no dropout.
+def step(trainer: Trainer, batch: Sequence[Encoded]) -> float:
+    """A single one, waited for; returns its loss."""
+    stepper = trainer.stepper
+    return stepper.begin(stepper.prepare(batch, trainer.config.lr), seed=0).read()[0]
 
-    Raises AssertionError where they differ: then no time would mean anything.
-    """
-    import peers
 
-    losses = {}
-    for mode, ours, theirs in (
-        ("prefix", "prefix", "PEFT prefix"),
-        ("finetune", "fine-tuning", "transformers fine-tuning"),
-    ):
-        config = dataclasses.replace(configure(args, model, mode), dropout=0.0)
-        own = base(config)
-        peer = peers.build(own, config)
-        losses[theirs] = float(
-            peers.Stepper(peer, config, 1).loss(peers.pad(batch, own.device)).detach()
-        )
-        trainer = make_trainer(config, own, batch, [])
-        if mode == "prefix":
-            trainer.trainable.load_state_dict(peers.prefix_weights(peer))
-        stepper = trainer.stepper
-        losses[ours], _ = stepper.begin(stepper.prepare(batch, 0.0), seed=0).read()
-        assert abs(losses[ours] - losses[theirs]) < TOLERANCE[config.dtype], losses
-    return losses
+def losses(args: Args, model: str, name: str, batch: Sequence[Encoded]) -> list[float]:
+    """Of two steps of a method on one batch, without dropout, which padding moves."""
+    method = make_method(args, model, name, batch, dropout=0.0)
+    return [method.loss(batch) for _ in range(2)]

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import record
 import tyro
 from experiment import Row, TestSet, trained
+from record import Record
 from report import methods_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
-from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.datasets import Split, load_split
 from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.data.tables import Example, Table
 from mingpt_prefix.data.tokenizer import load_tokenizer
@@ -40,6 +40,8 @@ class Args:
     model: str = "tiny"
     """as train.py's --model"""
     data: str = "sample"
+    split: Split = "test"
+    """test-known: the sample's second test set, whose names are made of training's words"""
     methods: tuple[Method, ...] = get_args(Method)
     epochs: float | None = None
     """in place of the recipes'"""
@@ -110,26 +112,25 @@ def finetuned(args: Args, test: TestSet, seeds: Sequence[int]) -> list[Row]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    test = TestSet(args.data, args.out)
+    test = TestSet(args.data, args.out, args.split)
     seeds = range(2 if args.quick else args.seeds)
-    rows: list[Row] = []
+    about = {"model": args.model, "data": args.data, "split": args.split}
+    about |= {"tables": len(test.tables)}
+    about |= {"beams": args.beams, "rows": []}
+    record = Record("table.py", choose_device("auto"), args.json, **about)
     for method in args.methods:
         own = seeds if method in ("prefix", "finetune") or not args.quick else seeds[:1]
-        if method == "frozen":
-            rows += prompted(args, test, own)
-        elif method == "finetune":
-            rows += finetuned(args, test, own)
-        else:
-            rows += [train(args, test, method, seed) for seed in own]
-    result = {
-        **record.begin("table.py", choose_device("auto")),
-        "model": args.model,
-        "data": args.data,
-        "tables": len(test.tables),
-        "beams": args.beams,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    record.finish(result, methods_table(result), args.json)
+        with record.part(method):
+            if method == "frozen":
+                rows = prompted(args, test, own)
+            elif method == "finetune":
+                rows = finetuned(args, test, own)
+            else:
+                rows = (train(args, test, method, seed) for seed in own)
+            for row in rows:
+                record["rows"].append(dataclasses.asdict(row))
+                record.save()
+    record.finish(methods_table)
 
 
 if __name__ == "__main__":

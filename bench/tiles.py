@@ -6,26 +6,26 @@ TRITON_INTERPRET=1 python bench/tiles.py                  # without one: correct
 
 A choice is (queries, keys, prefix rows at most, warps, stages); what `choose_tiles` says now is
 marked. Every choice's values or gradients are compared with the reference in float64, as
-bench/attention.py does, and then timed by replays of a CUDA graph. Kernels are compiled by several
-processes beforehand.
+bench/attention.py does, and then timed by replays of a CUDA graph. Kernels are compiled beforehand,
+each choice's by a process of its own: the compiler itself may crash.
 """
 
 import importlib
 import multiprocessing
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import attention
-import record
 import torch
 import tyro
 from attention_methods import Shape, inputs, packed
 from e2e_lengths import examples
+from record import Record
 from triton.errors import TritonError
 
 from mingpt_prefix import kernels
@@ -46,7 +46,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
         (128, 32, 32, 8, 3), (128, 64, 32, 8, 2), (128, 64, 64, 8, 2),
     ),
 }  # fmt: skip
-_COMPILERS = 8
+_COMPILERS = 12
 # The package has a function of the first one's name.
 KERNELS = [
     importlib.import_module(f"mingpt_prefix.kernels.{name}")
@@ -97,17 +97,29 @@ def compile_all(choice: Choice, direction: str) -> None:
             packed(shape, "triton", *inputs(shape, torch.device("cuda"), torch.bfloat16)).results()
 
 
-def compile_beforehand() -> None:
-    """All choices, side by side; raises BrokenProcessPool where the compiler itself crashes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(_COMPILERS, mp_context=context) as pool:
-        asked = [pool.submit(compile_all, c, way) for way, found in CHOICES.items() for c in found]
-        for each in asked:
-            each.result()
+def end_of(target: Callable, *args) -> int:
+    """The exit code of a process that does this, and nothing else."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args, daemon=True)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def compile_beforehand() -> dict[tuple[str, Choice], int]:
+    """All choices, several at a time; the exit codes of those that crash the compiler."""
+    every = [(way, choice) for way, found in CHOICES.items() for choice in found]
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        codes = pool.map(lambda each: end_of(compile_all, *each[::-1]), every)
+    return {each: code for each, code in zip(every, codes, strict=True) if code}
 
 
 def tried(
-    shape: Shape, device: torch.device, dtype: torch.dtype, direction: str, samples: int
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    direction: str,
+    samples: int,
+    crashed: Mapping[tuple[str, Choice], int],
 ) -> Iterator[dict]:
     """A row a choice, but for those that a short prefix makes equal: checked, and on a GPU timed;
     or what failed."""
@@ -123,6 +135,9 @@ def tried(
         met.add(own)
         row = {"shape": shape.name, "prefix": shape.prefix, "pass": direction}
         row |= {"choice": choice, "is_usual": own == usual}
+        if code := crashed.get((direction, choice)):
+            yield {**row, "failed": f"the compiler crashed, with exit code {code}"}
+            continue
         with chosen(choice, direction):
             try:
                 call = packed(shape, "triton", *drawn)
@@ -156,11 +171,11 @@ def print_resources() -> None:
             print(f"{direction} {choice}: {'; '.join(told)}", flush=True)
 
 
-def show(rows: list[dict]) -> str:
+def show(record: dict) -> str:
     """The choices of each shape and pass, best first; `*` marks the usual one."""
     lines = []
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:
+    for row in record["rows"]:
         groups.setdefault((row["shape"], row["prefix"], row["pass"]), []).append(row)
     for (shape, prefix, name), found in groups.items():
         lines.append(f"{shape}, P {prefix}, {name}:")
@@ -184,16 +199,19 @@ def main() -> None:
     dtype = torch.bfloat16 if on_gpu else torch.float32  # the interpreter rounds 16 bit wrongly
     if (why := kernels.why_not_triton(device, dtype)) is not None:
         sys.exit(f"bench/tiles.py: {why}")
-    if on_gpu:
-        compile_beforehand()
+    crashed = compile_beforehand() if on_gpu else {}
     name = str(dtype).removeprefix("torch.")
-    result = {**record.begin("tiles.py", device), "dtype": name, "rows": []}
+    record = Record("tiles.py", device, args.json, dtype=name, rows=[])
     for shape in shapes(on_gpu):
         for direction in CHOICES:
-            result["rows"] += tried(shape, device, dtype, direction, args.samples)
-            record.save(result, args.json)  # what is there when a time limit ends it
-    record.finish(result, show(result["rows"]), args.json)
-    sys.exit(any("failed" in row for row in result["rows"]))
+            where = f"{shape.name}, P {shape.prefix}, {direction}"
+            with record.part(where):
+                for row in tried(shape, device, dtype, direction, args.samples, crashed):
+                    record["rows"].append(row)
+                    record.save()
+                    if "failed" in row:
+                        record.fail(f"{where}, {row['choice']}", row["failed"])
+    record.finish(show)
 
 
 if __name__ == "__main__":

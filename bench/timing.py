@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from mingpt_prefix.accel.cuda_graphs import capture
+
 
 def timed(run: Callable[[], object]) -> float:
     """Seconds that `run` takes; a GPU has done what was asked of it before, and in it."""
@@ -31,16 +33,7 @@ def gpu_seconds(run: Callable[[], object], samples: int) -> list[float]:
 
 def captured(run: Callable[[], object]) -> Callable[[], None]:
     """`run` as the replay of a CUDA graph; it is run three times before, to warm up."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    return capture(run, warm_up=3).replay
 
 
 def wait() -> None:

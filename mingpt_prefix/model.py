@@ -145,7 +145,8 @@ class GPT2(nn.Module):
             layout.prefix_from,
             layout.max_seq_len,
         )
-        return lambda layer, qkv: call(qkv, kv[layer])
+        layers = kv.unbind()  # at once: a slice of each has a gradient of the whole size each
+        return lambda layer, qkv: call(qkv, layers[layer])
 
     def forward(
         self,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -57,50 +58,192 @@ def test_steps_are_timed_beside_the_peers_in_processes_of_their_own(tmp_path: Pa
         assert len(row["seconds"]) == 3 and min(row["seconds"]) > 0
         assert 0.5 < sum(row["shares"].values()) <= 1.05
         assert row["peak_memory"] is None or row["peak_memory"] > 50e6
+    checks = {check["method"]: check for check in shape["checks"]}
+    assert list(checks) == names[2:] and all(check["passed"] for check in checks.values())
+    for check in checks.values():  # the second is that of weights that have moved
+        assert check["losses"] == pytest.approx(check["ours"], abs=1e-3)
+        assert check["losses"][1] < check["losses"][0]
     ours, theirs = shape["rows"][1], shape["rows"][3]  # both with two moments of every weight
     assert ours["optimizer_bytes"] == pytest.approx(theirs["optimizer_bytes"], rel=1e-3)
 
 
-def test_a_method_whose_process_ends_is_named(monkeypatch) -> None:
+def test_a_method_that_fails_or_ends_says_so(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import speed_workers
     from speed_methods import Args
 
     with speed_workers.Worker(Args(), "tiny", "prefix") as worker:
+        with pytest.raises(RuntimeError, match="IndexError: "):
+            worker.ask("run", [[10**9]])  # there is no such example
         worker.process.kill()
-        with pytest.raises(SystemExit, match="prefix: its process ended, with exit code -9"):
-            worker.run([[0]])
+        with pytest.raises(RuntimeError, match="its process ended, with exit code -9"):
+            worker.ask("run", [[0]])
 
 
-def test_decoding_is_timed_beside_peft(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    path = tmp_path / "decode.json"
-    flags = ["--model", "tiny", "--quick", "--new-tokens", "4", "--beams", "1"]
-    done = run("decode.py", *flags, "--json", str(path))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(path.read_text())["decoding"]
-    assert [row["method"] for row in rows] == ["ours", "PEFT"]
+BROKEN = {
+    "import": "raise ImportError('of another version')",
+    # Its first steps, in which losses are compared, are well.
+    "step": """
+import torch
+class PrefixTuningConfig:
+    def __init__(self, **_): pass
+def get_peft_model(base, _):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt_encoder = {"default": torch.nn.Module()}
+            self.prompt_encoder["default"].load_state_dict = lambda state: None
+            self.own, self.steps = torch.nn.Parameter(torch.ones(())), 0
+        def forward(self, **batch):
+            self.steps += 1
+            if self.steps > 2:
+                raise RuntimeError("no third step")
+            out = base(**batch)
+            out.loss = out.loss * self.own
+            return out
+        def generate(self, **_):
+            raise RuntimeError("no third step")
+    return Model()
+""",
+}
 
 
-def test_the_gpu_command_goes_on_past_a_failure_and_says_what_failed(tmp_path: Path) -> None:
-    """With a Python that fails in one part and hangs in another."""
-    python, out = tmp_path / "python", tmp_path / "out"
-    python.write_text(
-        "#!/usr/bin/env bash\n"
-        'case "$*" in *speed.py*) echo no kernel; exit 3;; *decode.py*) sleep 60;; esac\n'
-        'while (($#)); do [[ $1 == --json ]] && echo "{}" > "$2"; shift; done\n'
+@pytest.fixture
+def broken_peft(request, tmp_path: Path) -> tuple[str, str]:
+    """How PEFT fails, and the path of a package that does so in its place."""
+    pytest.importorskip("transformers")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text(BROKEN[request.param])
+    return request.param, str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "broken_peft", ["import", pytest.param("step", marks=pytest.mark.slow)], indirect=True
+)
+def test_ours_are_timed_whatever_a_peer_raises(broken_peft, tmp_path: Path) -> None:
+    how, package = broken_peft
+    path, flags = tmp_path / "speed.json", ["--model", "tiny", "--quick", "--batch-size", "2"]
+    done = run("speed.py", *flags, "--json", str(path), PYTHONPATH=package)
+    assert done.returncode == 1, done.stderr
+    record = json.loads(path.read_text())
+    (shape,) = record["shapes"]
+    rows = {row["method"]: row for row in shape["rows"]}
+    assert {"prefix", "fine-tuning"} <= set(rows) and "- fine-tuning / prefix: " in done.stdout
+    assert all(len(rows[name]["seconds"]) == 3 for name in ("prefix", "fine-tuning"))
+    why = {each["part"]: each["why"] for each in record["failed"]}
+    expected = (
+        "ImportError: of another version" if how == "import" else "RuntimeError: no third step"
     )
-    python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "LIMIT_S": "8"}
-    command = ["bash", str(BENCH / "gpu.sh"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 6, done.stdout
-    assert "tests: exit code 0" in done.stdout and "no kernel" in done.stdout
-    assert "Failed: speed (exit code 3)" in done.stdout
-    assert "Failed: decode (stopped after" in done.stdout
-    assert "Failed: attention (no time left)" in done.stdout
-    assert "Failed: bank (no time left)" in done.stdout
-    assert "Failed: tiles (no time left)" in done.stdout
-    assert "Failed: table (no time left)" in done.stdout
-    names = ["decode.log", "kernels.log", "speed.log", "tests.log"]
-    assert sorted(p.name for p in out.iterdir()) == names
+    assert why["tiny, PEFT prefix"] == expected
+    assert ("transformers fine-tuning" in rows) == (how == "step")
+    assert f"- failed: tiny, PEFT prefix: {expected}" in done.stdout
+
+
+@pytest.mark.parametrize("broken_peft", BROKEN, indirect=True)
+def test_ours_decode_whatever_a_peer_raises(broken_peft, tmp_path: Path) -> None:
+    how, package = broken_peft
+    path, flags = tmp_path / "decode.json", ["--model", "tiny", "--quick", "--new-tokens", "2"]
+    done = run("decode.py", *flags, "--json", str(path), PYTHONPATH=package)
+    assert done.returncode == 1, done.stderr
+    record = json.loads(path.read_text())
+    assert [(row["method"], row["beams"]) for row in record["decoding"]] == [
+        ("ours", 1),
+        ("ours", 5),
+    ]
+    assert all(len(row["seconds"]) == 2 for row in record["decoding"])
+    expected = (
+        "ImportError: of another version" if how == "import" else "RuntimeError: no third step"
+    )
+    assert expected in [each["why"] for each in record["failed"]]
+    assert "| 5 | ours |" in done.stdout and expected in done.stdout
+
+
+def test_decoding_is_timed_beside_peft_and_says_what_the_reference_says(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("triton")
+    path = tmp_path / "decode.json"
+    flags = ["--model", "tiny", "--quick", "--new-tokens", "2", "--batch-size", "2", "--beams", "1"]
+    flags += ["--attention", "triton", "--json", str(path)]
+    done = run("decode.py", *flags, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert [row["method"] for row in record["decoding"]] == ["ours", "PEFT"]
+    assert [check["against"] for check in record["checks"]] == ["PEFT", "reference"]
+    assert all(check["equal_tokens"] == 1.0 and check["passed"] for check in record["checks"])
+
+
+def test_decoded_tokens_are_compared(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import decode
+    import record
+
+    assert decode.agreement([[1, 2], [3, 4]], [[1, 2], [3, 4]])["first_difference"] is None
+    found = record.Record("decode.py", torch.device("cpu"), None, checks=[])
+    about = {"model": "m", "beams": 1, "against": "reference"}
+    decode.compare(found, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 7, 8]], False, **about)
+    decode.compare(found, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 7, 8]], True, **about)
+    for check in found["checks"]:
+        assert (check["equal_rows"], check["first_difference"]) == (0.5, 1)
+        assert check["equal_tokens"] == pytest.approx(4 / 6)
+    assert [check["passed"] for check in found["checks"]] == [True, False]
+    assert [each["part"] for each in found["failed"]] == ["m, beam 1, against reference"]
+
+
+def test_a_replayed_step_is_compared_with_an_eager_one(monkeypatch) -> None:
+    """Where graphs are taken eagerly, as without a GPU; and it is told when they differ."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import record
+    import speed
+    import speed_methods
+    from e2e_lengths import examples
+
+    from mingpt_prefix import training
+
+    monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
+    monkeypatch.setattr(speed_methods, "why_not_graphs", lambda *_: None)
+    monkeypatch.setattr(speed, "matmul_rate", lambda *_: 1e12)
+    args, batch = speed_methods.Args(batch_size=2), examples(4096)[:2]
+    assert speed_methods.methods(args, "tiny")[:4] == speed_methods.OURS + speed_methods.EAGER
+    names = ("prefix", "prefix, eager")
+    losses = {name: speed_methods.losses(args, "tiny", name, batch) for name in names}
+    found = record.Record("speed.py", torch.device("cpu"), None, shapes=[])
+    shape = speed.Shape(args, "tiny", found)
+    shape.compare(losses)
+    losses["prefix"][1] += 0.1
+    shape.compare(losses)
+    first, second = found["shapes"][0]["checks"]
+    assert first["passed"] and not second["passed"] and len(found["failed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flops", "least", "in_cache"), [(1e3, 10**6, True), (1e3, 10**8, False), (1e12, 10**6, False)]
+)
+def test_the_rate_of_memory_is_no_ceiling_for_what_a_cache_holds(
+    flops: float, least: int, in_cache: bool, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import attention
+
+    rates = {"matmul": 1e12, "copy": 1e9, "l2_bytes": 5 * 10**7}
+    assert attention.ceiling(flops, least, rates) == (max(flops / 1e12, least / 1e9), in_cache)
+
+
+def test_a_part_that_fails_is_recorded_and_what_was_measured_is_kept(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from record import Record
+
+    path = tmp_path / "x.json"
+    record = Record("x.py", torch.device("cpu"), path, rows=[])
+    with record.part("first"):
+        record["rows"].append(1)
+        record["rows"].append([][0])
+    assert json.loads(path.read_text())["rows"] == [1]
+    with record.part("second"):
+        record["rows"].append(2)
+    with pytest.raises(SystemExit, match="1"):
+        record.finish(lambda record: record["no such thing"])
+    kept = json.loads(path.read_text())
+    assert kept["rows"] == [1, 2] and json.loads(capsys.readouterr().out) == kept
+    assert [each["part"] for each in kept["failed"]] == ["first", "the table"]

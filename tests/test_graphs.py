@@ -1,9 +1,12 @@
 """Steps padded to buckets and taken whole: as graphs on a GPU, and eagerly here."""
 
+import json
 import math
 import signal
+import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
@@ -23,13 +26,17 @@ from test_training import (
     make,
 )
 
+from mingpt_prefix.accel import cuda_graphs
 from mingpt_prefix.accel.buckets import Bucket, round_up
-from mingpt_prefix.accel.cuda_graphs import LAG, GraphedStep, prefetch, why_not_graphs
+from mingpt_prefix.accel.cuda_graphs import LAG, GraphedStep, capture, prefetch, why_not_graphs
 from mingpt_prefix.accel.distributed import ALONE, World
-from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
+from mingpt_prefix.batch import Encoded, Layout, PackedBatch, PrefixKV, batches, pack
 from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.checkpoints.resuming import restore, run_state
 from mingpt_prefix.config import ModelConfig, TrainConfig
+from mingpt_prefix.data.datasets import e2e_available, load_split
+from mingpt_prefix.data.encoding import encode_example
+from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.evaluation import training_run as training
 from mingpt_prefix.evaluation.training_run import make_trainer
@@ -116,6 +123,69 @@ def test_padding_changes_neither_loss_nor_gradients(placement: str | None, count
     assert bucket.n_tokens > len(batch.tokens) or count == 8
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def lengths_at_hand() -> list[tuple[int, int]]:
+    """(context, targets) of a thousand of E2E's examples."""
+    path = Path(__file__).parents[1] / "bench" / "e2e_lengths.json"
+    return json.loads(path.read_text())["lengths"]
+
+
+def lengths_of_e2e() -> list[tuple[int, int]]:
+    if not e2e_available():
+        pytest.skip("the cache folder does not hold e2e-dataset.zip")
+    tokenizer = load_tokenizer("gpt2")
+    encoded = [encode_example(tokenizer, e) for e in load_split(["e2e"], "train")]
+    return [(e.prompt_length, e.n_targets) for e in encoded]
+
+
+def engine_for(lengths: list[tuple[int, int]]) -> GraphedStep:
+    """Of a run on examples of these lengths; needs the fixture `graphed`."""
+    data = [Encoded(torch.zeros(context + n, dtype=int), context) for context, n in lengths]
+    model = GPT2(replace(SHAPE, n_positions=1024))
+    config = replace(PREFIX, batch_size=10, micro_batch_size=10)
+    return make_trainer(config, model, data, []).stepper
+
+
+def buckets_of(engine: GraphedStep, lengths: list[tuple[int, int]], count: int) -> list[Bucket]:
+    """Of a run's first `count` batches, of which a bucket sees sizes alone."""
+    order, found, none = batches(len(lengths), 10, seed=0), [], torch.empty(0)
+    for _ in range(count):
+        chosen = [lengths[i] for i in next(order)]
+        tokens, targets = (
+            torch.empty(n) for n in (sum(map(sum, chosen)), sum(n for _, n in chosen))
+        )
+        layout = Layout(none, none, none, max(map(sum, chosen)))
+        found.append(engine.bucket_of(PackedBatch(tokens, tokens, layout, targets, targets)))
+    return found
+
+
+@pytest.mark.parametrize("lengths", [lengths_at_hand, lengths_of_e2e])
+def test_a_run_on_e2e_needs_few_buckets(lengths, graphed) -> None:
+    lengths = lengths()
+    found = buckets_of(engine_for(lengths), lengths, 20_000)
+    assert 2 <= len(set(found)) <= 8
+    usual = 10 * statistics.fmean(map(sum, lengths))
+    assert sum(b.n_tokens for b in found) < 1.15 * 20_000 * usual
+
+
+def test_one_long_example_changes_the_graphs_of_its_own_batches_alone(graphed) -> None:
+    blocks = pytest.importorskip("mingpt_prefix.kernels.blocks")
+    lengths = lengths_at_hand()
+    usual = buckets_of(engine_for(lengths), lengths, 100)
+    others = buckets_of(engine_for([*lengths, (300, 300)]), lengths, 100)
+    (long,) = buckets_of(engine_for([*lengths, (300, 300)]), [*lengths[:9], (300, 300)], 1)
+    qkv, rows = torch.empty(640, 3, 12, 64).bfloat16(), torch.empty(2, 5, 12, 64)
+
+    def launches(bucket: Bucket) -> list[tuple]:
+        """Block sizes, and how many blocks of them a grid has for the longest sequence."""
+        longest = bucket.max_seq_len
+        tiles = [blocks.choose_tiles(qkv, rows, longest, forward=way) for way in (True, False)]
+        return [(each, -(-longest // each.M)) for each in tiles]
+
+    assert [launches(b) for b in others] == [launches(b) for b in usual]
+    assert long.max_seq_len == 600 and launches(long) != launches(usual[0])
+    assert {b.max_seq_len for b in usual} == {max(map(sum, lengths))}
 
 
 # Steps
@@ -219,6 +289,45 @@ def test_where_graphs_can_be() -> None:
     ):
         assert why_not_graphs(replace(config, **other), ALONE)
     assert isinstance(make(PREFIX).stepper, EagerStep)
+
+
+class FakeStream:
+    made = 0
+
+    def __init__(self) -> None:
+        FakeStream.made += 1
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+
+def test_all_warm_ups_and_captures_share_one_stream(monkeypatch) -> None:
+    """With a CUDA that notes which stream is the current one."""
+    main, current, seen = FakeStream(), [], []
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    fakes = {
+        "Stream": FakeStream,
+        "stream": on,
+        "current_stream": lambda: main,
+        "CUDAGraph": object,
+        "graph": lambda graph, pool, stream, capture_error_mode: on(stream),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    cuda_graphs._side_stream.cache_clear()
+    try:
+        for _ in range(3):
+            capture(lambda: seen.append(current[-1]), warm_up=2)
+    finally:
+        cuda_graphs._side_stream.cache_clear()
+    assert len(seen) == 9 and len(set(map(id, seen))) == 1 and seen[0] is not main
+    assert FakeStream.made == 2 and not current
 
 
 # The worker

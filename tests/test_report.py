@@ -46,26 +46,77 @@ def test_a_table_shows_mean_and_spread() -> None:
 def test_a_table_of_attention_shows_who_takes_how_much_longer() -> None:
     shape = {"name": "E2E, B 10", "prefix": 5, "heads": 12}
     common = {"shape": shape, "pass": "both", "eager": [2e-5, 3e-5, 4e-5], "tflops": 12.34,
-              "share_of_ceiling": 0.5, "bytes_moved": 2e6, "peak_bytes": 3e6}  # fmt: skip
+              "share_of_ceiling": 0.5, "in_cache": True, "bytes_moved": 2e6,
+              "peak_bytes": 3e6}  # fmt: skip
     decode = {"batch": 8, "context": 64, "eager": [1e-5] * 3, "bytes_moved": 1e6, "peak_bytes": 1}
     record = {
         "date": "2000-01-01", "machine": "m", "command": "c", "dtype": "bfloat16",
         "attention": [
             {**common, "method": "ours", "replay": [1e-5, 2e-5, 3e-5]},
             {**common, "method": "cat + SDPA", "replay": [4e-5, 5e-5, 6e-5]},
-            {"shape": shape, "method": "FlexAttention", "failed": "no"},
         ],
+        "failed": [{"part": "E2E, B 10, P 5, H 12, FlexAttention", "why": "no"}],
         "one_token": [
             {**decode, "method": "ours", "replay": [1e-5] * 3},
             {**decode, "method": "cat + SDPA", "replay": [3e-5] * 3},
         ],
     }  # fmt: skip
     text = load_report().attention_table(record)
-    wanted = "| E2E, B 10 | 5 | 12 | both | 10 / 20 / 30 | 30 | 12.3 | 50 | 2 | 3 | 2.50 | – | – |"
+    wanted = "| E2E, B 10 | 5 | 12 | both | 10 / 20 / 30 | 30 | 12.3 | 50* | 2 | 3 | 2.50 | – | – |"
     assert wanted in text
     assert "| B 8 | 64 | 10 / 10 / 10 | 10 | 1 | 3.00 |" in text
-    assert "- FlexAttention at E2E, B 10, P 5, H 12: no" in text
+    assert "\\* by the rate of memory, which means nothing here" in text
+    assert "- failed: E2E, B 10, P 5, H 12, FlexAttention: no" in text
     assert text.endswith("Measured 2000-01-01: bfloat16, D 64; m; `c`.")
+
+
+def test_a_table_of_a_gpu_shows_graphs_beside_eager_steps_and_memory_that_is_reserved() -> None:
+    common = {"tokens_per_second": 100.0, "utilisation": 0.5, "optimizer_bytes": 2e6, "flops": 1.0,
+              "poster_minutes": 3.0, "peak_memory": 4e9, "reserved_memory": 5e9}  # fmt: skip
+    rows = [
+        {**common, "method": "prefix", "seconds": [0.01] * 3, "shares": None,
+         "graphs": {"count": 7, "seconds": 2.5}},
+        {**common, "method": "prefix, eager", "seconds": [0.02] * 3,
+         "shares": {"forward": 0.3, "backward": 0.6, "optimizer": 0.1}},
+        {"method": "fine-tuning", "seconds": [0.03], "tokens_per_second": 1.0, "utilisation": 0.1,
+         "poster_minutes": 3.0, "flops": 1.5},  # as a time limit leaves it
+        {**common, "method": "transformers fine-tuning, compiled", "seconds": [0.06] * 3,
+         "compile_seconds": 41.2},
+    ]  # fmt: skip
+    shape = {"model": "gpt2", "dtype": "bf16", "attention": "triton", "batch_size": 10,
+             "prefix_length": 5, "peers_keep_memory": None, "rows": rows}  # fmt: skip
+    failed = [{"part": "gpt2, PEFT prefix", "why": "ImportError: no"}]
+    record = {"date": "2000-01-01", "machine": "m", "command": "c", "failed": failed}
+    text = load_report().speed_table({**record, "shapes": [shape]})
+    assert "| prefix, graphs | 10 / 10 / 10 | – | 100 | 50 | 4,000 (5,000 reserved) |" in text
+    assert "| prefix, eager | 20 / 20 / 20 | 30 / 60 / 10 | 100 | 50 |" in text
+    assert "| fine-tuning | 30 / 30 / 30 | – | 1 | 10 | – | – | 3.0 |" in text
+    assert "- prefix, eager / prefix: 2.00 (2.00 to 2.00)" in text
+    assert "- transformers fine-tuning, compiled / fine-tuning: 2.00 (2.00 to 2.00)" in text
+    assert "- prefix: steps are CUDA graphs, 7 of them, captured in 2.5 s before" in text
+    assert "- transformers fine-tuning, compiled: compiled in 41 s before" in text
+    assert "- failed: gpt2, PEFT prefix: ImportError: no\n\nMeasured" in text
+
+
+def test_a_table_of_decoding_names_its_models_and_does_without_a_peer() -> None:
+    record = {
+        "date": "2000-01-01", "machine": "m", "command": "c", "model": "gpt2, gpt2-medium",
+        "dtype": "bf16", "attention": "triton", "batch_size": 8, "new_tokens": 40,
+        "prefix_length": 5, "decoding": [
+            {"model": "gpt2", "method": "ours", "beams": 1, "seconds": [1.0, 1.0]},
+            {"model": "gpt2", "method": "PEFT", "beams": 1, "seconds": [2.0, 2.0]},
+            {"model": "gpt2-medium", "method": "ours", "beams": 1, "seconds": [2.0, 2.0]},
+        ],
+        "checks": [{"model": "gpt2", "beams": 1, "against": "reference", "equal_tokens": 0.93,
+                    "first_difference": 6}],
+    }  # fmt: skip
+    text = load_report().decode_table(record)
+    assert "| gpt2 | 1 | ours | 1 / 1 / 1 | 320 | 2.00 |" in text
+    assert "| gpt2-medium | 1 | ours | 2 / 2 / 2 | 160 | – |" in text
+    found = (
+        "- gpt2, beam 1: ours and reference agree in 93.0 % of the tokens, the first that differs"
+    )
+    assert f"{found} is token 7 of a row\n\nMeasured" in text
 
 
 def test_what_was_not_measured_says_so(tmp_path: Path) -> None:

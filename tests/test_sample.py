@@ -96,7 +96,9 @@ def expected_text(place: Path, table: str, beams: int = 5, **rules) -> str:
     tokenizer = load_tokenizer("tiny")
     prompt = encode_prompt(tokenizer, parse_table(table))
     kv = load_prefix(place / "prefix.safetensors")
-    return one_line(tokenizer.decode(generate(model, [prompt], kv, max_new_tokens=8, beams=beams, **rules)[0]))
+    return one_line(
+        tokenizer.decode(generate(model, [prompt], kv, max_new_tokens=8, beams=beams, **rules)[0])
+    )
 
 
 # What is printed
@@ -294,7 +296,10 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--top-k", "-1"), "top-k must be positive"),
         (("--table", TABLE, "--top-p", "2"), "top-p must lie in (0, 1]"),
         (("--table", TABLE, "--beams", "2", "--top-k", "3"), "beams above 1 exclude"),
-        (("--table", TABLE, "--beams", "1", "--num-return-sequences", "2"), "needs as many beams, or sampling"),
+        (
+            ("--table", TABLE, "--beams", "1", "--num-return-sequences", "2"),
+            "needs as many beams, or sampling",
+        ),
         (("--table", TABLE, "--min-new-tokens", "9"), "must lie in [0, max-new-tokens]"),
         (("--table", TABLE, "--model", "gpt9"), "unknown model 'gpt9'"),
         (("--table", TABLE, "--model", ""), "unknown model ''"),

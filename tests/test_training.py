@@ -1,6 +1,7 @@
 """One step and the loop: what is trained, what is not, and that a run can be cut anywhere."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_accumulation_changes_nothing(config: TrainConfig, micro: int) -> None:
     whole = make(config, dtype=torch.float64)
     parts = make(replace(config, micro_batch_size=micro), dtype=torch.float64)
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_the_rows_of_all_layers_are_taken_apart_at_once() -> None:
+    """A slice for each layer would have a gradient of the whole size each, and they be added up."""
+    trainer = make(PREFIX)
+    with torch.profiler.profile() as profile:
+        trainer.gradients.backward(trainer.train_set[:6])
+    found = Counter(event.name for event in profile.events())
+    assert found["UnbindBackward0"] >= 1
+    assert not found["SelectBackward0"]
 
 
 @MODES

@@ -1,6 +1,6 @@
 """Batches padded to a few fixed shapes, each as one row of numbers: what a CUDA graph reads.
 
-    bucket = Bucket.of(batch, n_seqs=10, max_seq_len=114)
+    bucket = Bucket.of(batch, n_seqs=10, max_seq_len=600)
     row = bucket.flatten(batch, lr, weight)          # on the host: one copy brings it to the GPU
     batch, lr, weight = bucket.unflatten(row)        # views of it, wherever it lies
 
@@ -18,6 +18,8 @@ from mingpt_prefix.batch import Layout, PackedBatch
 from mingpt_prefix.loss import IGNORE_INDEX
 
 _PER_OCTAVE = 4  # sizes from one power of two to the next: 12 % of padding on average
+_TARGETS = 4  # numbers of targets in one of tokens
+_LENGTHS = (128, 256)  # of the longest sequence, below the most that a bucket may have
 
 
 def round_up(n: int) -> int:
@@ -44,9 +46,19 @@ class Bucket:
     max_seq_len: int
 
     @classmethod
-    def of(cls, batch: PackedBatch, n_seqs: int, max_seq_len: int) -> "Bucket":
-        """The smallest that holds `batch`, and batches like it."""
-        return cls(n_seqs, round_up(len(batch.tokens)), round_up(batch.n_targets), max_seq_len)
+    def of(
+        cls, batch: PackedBatch, n_seqs: int, max_seq_len: int, least_tokens: int = 0
+    ) -> "Bucket":
+        """The smallest of at least `least_tokens` that holds `batch`, and batches like it.
+
+        Its longest sequence follows from the batch's: a long example elsewhere changes no kernel's
+        block sizes here.
+        """
+        n_tokens = round_up(max(len(batch.tokens), least_tokens))
+        step = n_tokens // _TARGETS
+        longest = next((n for n in _LENGTHS if n >= batch.layout.max_seq_len), max_seq_len)
+        n_targets = max(1, -(-batch.n_targets // step)) * step
+        return cls(n_seqs, n_tokens, n_targets, min(longest, max_seq_len))
 
     @property
     def sizes(self) -> tuple[int, ...]:

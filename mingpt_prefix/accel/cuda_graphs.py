@@ -1,6 +1,6 @@
 """Whole training steps as CUDA graphs: forward, backward and optimizer in a single launch.
 
-    graphed = GraphedStep(gradients, config, max_seq_len)
+    graphed = GraphedStep(gradients, config, train_set)
     for work in prefetch(lambda plan: graphed.prepare(*plan), plans):   # packed on a thread, pinned
         pending = graphed.begin(work, seed)
         ...
@@ -20,13 +20,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.accel.buckets import Bucket
 from mingpt_prefix.accel.distributed import World
-from mingpt_prefix.batch import Encoded, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.optim import make_optimizers, set_learning_rate
 from mingpt_prefix.step import In, Out, PendingStep, TrainStep
@@ -34,6 +35,7 @@ from mingpt_prefix.step import In, Out, PendingStep, TrainStep
 LAG = 4  # steps that are begun before the loss of an earlier one is read
 _DEPTH = 4  # batches that are packed ahead
 _WARM_UP = 2
+_LEAST = 0.75  # of a usual batch's tokens, in the smallest bucket
 
 
 def why_not_graphs(config: TrainConfig, world: World) -> str | None:
@@ -62,6 +64,33 @@ def prefetch(make: Callable[[In], Out], inputs: Iterable[In], depth: int = _DEPT
             yield waiting.popleft().result()
 
 
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def capture(
+    run: Callable[[], object], warm_up: int = _WARM_UP, pool: tuple[int, int] | None = None
+) -> torch.cuda.CUDAGraph:
+    """`run` as a CUDA graph, after `warm_up` runs that are not captured.
+
+    All of it, in every capture, happens on one stream: cuBLAS keeps some 64 MiB of workspace for
+    each stream that it meets, and the allocator keeps memory apart.
+    """
+    side = _side_stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Threads that pack batches may ask for pinned memory meanwhile.
+    how = dict(pool=pool, stream=side, capture_error_mode="thread_local")
+    with torch.cuda.graph(graph, **how):
+        run()
+    return graph
+
+
 @dataclass(frozen=True)
 class HostBatch:
     """A batch, ready to be copied to the device."""
@@ -80,12 +109,12 @@ class Captured:
 
 @dataclass(eq=False)
 class GraphedStep:
-    """A stepper by one fused AdamW, on batches of at most `config.batch_size` sequences
-    and `max_seq_len` tokens each; without a GPU the same padded steps are taken eagerly."""
+    """A stepper by one fused AdamW, on batches of at most `config.batch_size` of the examples in
+    `train_set`; without a GPU the same padded steps are taken eagerly."""
 
     gradients: TrainStep
     config: TrainConfig
-    max_seq_len: int
+    train_set: Sequence[Encoded]
     captured: Captured = field(default_factory=Captured)
 
     lag = LAG
@@ -94,6 +123,11 @@ class GraphedStep:
         self.trainable = self.gradients.trainable
         self.optimizers = make_optimizers(self.trainable, self.config)
         (self.optimizer,) = self.optimizers
+        lengths = [len(e.ids) for e in self.train_set]
+        self.max_seq_len = max(lengths)
+        # What is left for an epoch's last batch is not worth a graph of its own.
+        usual = self.config.batch_size * sum(lengths) / len(lengths)
+        self.least_tokens = int(_LEAST * usual)
         self.device = self.gradients.model.device
         self.on_gpu = self.device.type == "cuda"
         self.lr, self.bad = torch.zeros(2, device=self.device)
@@ -109,12 +143,15 @@ class GraphedStep:
     def prepare(self, examples: Sequence[Encoded], lr: float) -> HostBatch:
         """Pack a batch and pad it to its bucket, in pinned memory; on any thread."""
         batch = pack(examples, self.gradients.rows, self.config.placement)
-        bucket = Bucket.of(batch, self.config.batch_size, self.max_seq_len)
+        bucket = self.bucket_of(batch)
         row = bucket.flatten(batch, lr, 1 / batch.n_targets)
         return HostBatch(bucket, row.pin_memory() if self.on_gpu else row)
 
     def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
         return prefetch(make, inputs)
+
+    def bucket_of(self, batch: PackedBatch) -> Bucket:
+        return Bucket.of(batch, self.config.batch_size, self.max_seq_len, self.least_tokens)
 
     def begin(self, work: HostBatch, seed: int) -> PendingStep:
         """Take a step, with dropout drawn by `seed`; on a GPU it is only begun."""
@@ -168,16 +205,7 @@ class GraphedStep:
         self._train_mode()
         row = work.row.to(self.device)
         self.bad.fill_(1.0)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._step(work.bucket, row)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Threads that pack batches may ask for pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self._step(work.bucket, row)
+        graph = capture(lambda: self._step(work.bucket, row), pool=self.pool)
         self.bad.copy_(bad)
         torch.cuda.synchronize()
         self.captured.count += 1

@@ -60,7 +60,7 @@ def make_trainer(
     if config.dtype == "bf16" and model.device.type == "cpu":
         gradients.pad = of_few_sizes
     if graphs and why_not_graphs(config, world) is None:
-        stepper = GraphedStep(gradients, config, max(len(e.ids) for e in train_set))
+        stepper = GraphedStep(gradients, config, train_set)
     else:
         stepper = EagerStep(gradients, config)
     return Trainer(config, gradients, stepper, train_set, dev_set)

@@ -31,9 +31,9 @@ class Domain:
     """A family, some of its kinds, and the slots that its tables choose from, by the names that
     they have here."""
 
-    def __init__(self, rng: Random, names: Names) -> None:
+    def __init__(self, rng: Random, names: Names, family: str | None = None) -> None:
         self.rng, self.names = rng, names
-        self.name = rng.choice(tuple(WORDINGS["family"]))
+        self.name = family or rng.choice(tuple(WORDINGS["family"]))
         self.family = WORDINGS["family"][self.name]
         kinds = self.family["kinds"]
         self.kinds = rng.sample(kinds, min(len(kinds), rng.choice((1, 3, 6, 99))))
