@@ -67,10 +67,8 @@ def methods_table(record: dict) -> str:
             cells.append(_mean_and_spread([100 * row["slot_errors"] for row in own], 1))
         if has_faults:
             cells.append(_mean_and_spread([100 * row["right"] for row in own], 1))
-            means = (
-                statistics.fmean(row["faults"][kind] for row in own) for kind in own[0]["faults"]
-            )
-            cells.append(" / ".join(f"{mean:.0f}" for mean in means))
+            counts = zip(*(row["faults"].values() for row in own), strict=True)
+            cells.append(" / ".join(f"{statistics.fmean(each):.0f}" for each in counts))
         cells += [f"{own[0]['trained']:,}", f"{own[0]['kept']:,}"]
         for name, unit in (("seconds", 1), ("peak_memory", 1e6)):
             known = [row[name] / unit for row in own if row[name] is not None]
@@ -113,8 +111,8 @@ def _metric_cells(rows: Sequence[dict]) -> list[str]:
 
 def _measured(record: dict) -> str:
     how = f"beam {record['beams']}" if record["beams"] > 1 else "greedy"
-    what = f"{record['model']} on {record['data']}, {record['tables']} {record.get('split', 'test')} tables, {how}"
-    return ending(record, f"{what}; ")
+    tables = f"{record['tables']} {record.get('split', 'test')} tables"
+    return ending(record, f"{record['model']} on {record['data']}, {tables}, {how}; ")
 
 
 def registers_table(record: dict) -> str:
