@@ -25,13 +25,23 @@ import torch
 
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
+from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.data.text import documents
 from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES
 from mingpt_prefix.tiny import corpus, steerable
 
 ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token
-FIRST_STAGE = ("--block-size", "448", "--batch-size", "12", "--lr", "3e-3", "--dtype", "bf16")
+FIRST_STAGE = (
+    "--block-size",
+    "448",
+    "--batch-size",
+    "12",
+    "--micro-batch-size",
+    "12",
+    "--lr",
+    "3e-3",
+)
 
 
 def write_text(english: Sequence[Path], out: Path) -> None:
@@ -96,7 +106,8 @@ def learn_vocabulary(text: Path, size: int) -> bytes:
 def train(folder: Path, *flags: str) -> None:
     """A run of train.py in `folder`, or what is left of it; a failure ends this script too."""
     how = ("--resume", str(folder)) if folder.exists() else (*flags, "--out", str(folder))
-    subprocess.run([sys.executable, "train.py", *how], check=True)
+    if not folder.exists() or read_run(folder)["result"] is None:
+        subprocess.run([sys.executable, "train.py", *how], check=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--english", type=Path, nargs="+", default=[], help=".txt or .txt.xz")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is in between")
     parser.add_argument("--steps", type=int, nargs=2, default=(6000, 2000), help="of both stages")
+    parser.add_argument("--dtype", default="fp32", help="bf16 where the processor has it")
     parser.add_argument("--only", choices=("text",), help="the stage to end after")
     options = parser.parse_args(argv)
     work, steps = options.work, options.steps
@@ -116,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.only == "text":
         return
     pretrain = ("--mode", "pretrain", "--model", "tiny", "--data", str(text), *FIRST_STAGE)
-    train(first, *pretrain, "--max-steps", str(steps[0]))
-    steerable.train(first / "model", text, base, steerable.Args(steps[1]))
+    train(first, *pretrain, "--max-steps", str(steps[0]), "--dtype", options.dtype)
+    steerable.train(first / "model", text, base, steerable.Args(steps[1], dtype=options.dtype))
     save_model(load_model(base / "model", dtype="fp32"), tiny.MODEL, torch.float16)
     train(prefix, "--mode", "prefix", "--model", "tiny", "--device", "cpu")
     shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)

@@ -80,7 +80,8 @@ class Life:
         self.source, self.config, self.age = source, config, age
         self.style = Style(rng, always_ends=True)
         self.pairs = Describing(rng, source.words, authors=rng.choice((1, 2, 4)))
-        self.encoder = make_encoder(config, model, [self.draw() for _ in range(_FIRST)])
+        encoder = make_encoder(config, model, [self.draw() for _ in range(_FIRST)])
+        self.encoder = encoder.to(model.device)
         (self.optimizer,) = make_optimizers(self.encoder, config)
 
     def draw(self) -> Encoded:
@@ -112,7 +113,7 @@ def tables_batch(lives: Sequence[Life], examples: int) -> tuple[PackedBatch, Pre
     ids = [number for number in range(len(lives)) for _ in range(examples)]
     prefix = PrefixKV.pack([life.encoder() for life in lives])
     batch = pack(drawn, lives[0].config.prefix_length, prefix_ids=ids)
-    return of_few_sizes(batch), prefix
+    return of_few_sizes(batch).to(prefix.kv.device), prefix
 
 
 def train_together(
@@ -140,6 +141,7 @@ def train_together(
         chosen = rng.sample(range(args.pool), args.tasks)
         tables, prefix = tables_batch([pool[i] for i in chosen], args.examples)
         plain = pack([text[rng.randrange(len(text))] for _ in range(args.windows)])
+        plain = plain.to(model.device)
         count = tables.n_targets + plain.n_targets
         losses: list[Tensor] = []
         for batch, rows in ((tables, prefix), (plain, None)):
@@ -165,7 +167,7 @@ def train(start: Path, text: Path, out: Path, args: Args) -> None:
     if (out / "model").exists():
         return
     out.mkdir(exist_ok=True)
-    model = load_model(start, "cpu", "fp32")
+    model = load_model(start, dtype="fp32")
     tokenizer = load_tokenizer(model.config.tokenizer)
     windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
     source = Source(tokenizer, everyday_words("\n".join(documents(text))), overlap_with_sample())
