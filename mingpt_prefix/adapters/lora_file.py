@@ -152,10 +152,10 @@ def fold(model: GPT2, low_rank: LowRank) -> GPT2:
 def folded_fingerprint(base: str, low_rank: LowRank) -> str:
     """The fingerprint of a model with these changes, whose own weights have the fingerprint `base`:
     a prefix that was trained together with them fits no model without them."""
-    return hashlib.sha256(f"{base} {_digest(low_rank)}".encode()).hexdigest()
+    return hashlib.sha256(f"{base} {changes_digest(low_rank)}".encode()).hexdigest()
 
 
-def _digest(low_rank: LowRank) -> str:
+def changes_digest(low_rank: LowRank) -> str:
     """SHA-256 over the factors and the scale."""
     digest = hashlib.sha256(repr(float(low_rank.scale)).encode())
     for target, pair in sorted(low_rank.factors.items()):
