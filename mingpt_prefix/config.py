@@ -244,7 +244,7 @@ class Decoding:
 
     def __post_init__(self):
         check_ranges(self)
-        if not math.isfinite(self.length_penalty):
+        if not -math.inf < self.length_penalty < math.inf:
             raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
         if self.beams > 1 and self.samples:
             raise ConfigError("beams above 1 exclude temperature, top-k and top-p")

@@ -43,8 +43,10 @@ def test_a_task_writes_all_its_tables_in_one_way() -> None:
     for example in drawn:
         assert example.ids[example.prompt_length - 1] == example.ids[-1] == TOKENIZER.eos
         assert len(example.ids) <= LONGEST and example.n_targets > 1
-    told = " ".join(TOKENIZER.decode(e.ids[: e.prompt_length - 1].tolist()) for e in drawn)
-    assert any(life.style.spell(name) in told for name, _ in life.pairs.domain.slots)
+    told = [TOKENIZER.decode(e.ids[: e.prompt_length - 1].tolist()) for e in drawn]
+    domain, (start, middle, *_) = life.pairs.domain, life.style.row
+    name = f"{start}{life.style.spell(domain.name_slot)}{middle}"
+    assert all(name in table and table.startswith(f" {life.style.label}") for table in told)
 
 
 def test_a_text_that_must_not_be_said_is_not(monkeypatch) -> None:

@@ -174,6 +174,20 @@ def test_every_slot_taken_out_of_the_table_is_invented(splits: Splits) -> None:
         (TEXT.replace("between £20 and £25", "over £30"),
          [("lacking", "priceRange"), ("invented", "priceRange")]),
         (TEXT.replace(" pub", " place"), [("lacking", "eatType")]),
+        (TEXT + " The Copper Kettle is a place.", [("invented", "name")]),
+        (TEXT.replace("Parlour is", "Parlour Kitchen is"), [("invented", "name")]),
+        (TEXT.replace("Ottoline's Parlour", "Ottoline's Parlour Ottoline's Parlour"),
+         [("repeated", "name")]),
+        ("Old " + TEXT, [("invented", "name")]),
+        (TEXT.replace("Yew Wharf", "Yew Wharf Station"), [("invented", "name")]),
+        (TEXT + " The pub is near Juniper Hall.", [("invented", "near")]),
+        (TEXT + " Guests give it 4 out of 5.", [("invented", "customer rating")]),
+        (TEXT + " Meals cost less than £50.", [("invented", "priceRange")]),
+        (TEXT.replace("between £20 and £25", "£20-25.50"),
+         [("lacking", "priceRange"), ("invented", "priceRange")]),
+        (TEXT + " It is a bistro.", [("invented", "eatType")]),
+        (TEXT + " eatType pub.", [("garbled", "eattype")]),
+        (TEXT + " It isn't expensive.", [("invented", "priceRange")]),
         ("", [("lacking", slot) for slot, _ in TABLE]),
     ],
 )  # fmt: skip
@@ -218,6 +232,8 @@ def test_a_text_says_every_fact_of_its_table_once() -> None:
             said = {each for form in fact.forms.values() for each in form}
             said = {re.sub(r"\ban\b", "a", each.lower()) for each in said}
             assert any(each in plain for each in said), (fact, text)
+        told = sum(plain.count(fact.shown.lower()) for fact in thing.facts if len(fact.shown) > 9)
+        assert told <= sum(len(fact.shown) > 9 for fact in thing.facts) + 1, text
         assert text[0] == text[0].upper() and text.endswith(".") and "  " not in text
 
 
@@ -232,6 +248,9 @@ def test_wordings_are_complete() -> None:
 
 
 def test_the_form_in_which_tables_are_given_is_not_shown() -> None:
+    drawing = Random(0)
+    lists = [corpus._copying(drawing, Names(drawing, WORDS)) for _ in range(3000)]
+    assert any(" | " in each for each in lists) and not any(" : " in each for each in lists)
     rng = Random(0)
     rows = {tuple(corpus.Style(rng).row) for _ in range(5000)}
     assert not [row for row in rows if row[1::2] == (" : ", " | ")]

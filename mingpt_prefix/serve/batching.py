@@ -195,6 +195,8 @@ class Batcher:
         room = self.model.config.n_positions - rows - len(job.prompt)
         has_ended = len(ids) < min(job.decoding.max_new_tokens, room)
         tokens = [*ids, self.eos] if has_ended else ids
+        if not tokens:  # the prompt leaves no room
+            return
         first = None if job.prefix_from is None else [job.prefix_from]
         sequence = [[*job.prompt, *tokens[:-1]]]
         with torch.inference_mode():

@@ -158,7 +158,7 @@ def _copying(rng: Random, names: Names) -> str:
     kind = rng.choice(("place", "person", "work", "any"))
     how = rng.choice(("again", "again", "reverse", "look up", "look up", "first"))
     mark = rng.choice((", ", "; ", "\n", " | ", " / "))
-    sign = rng.choice((" => ", "\nAgain: ", "\n", " -- ", ": "))
+    sign = rng.choice((" => ", "\nAgain: ", "\n", " -- ", " ~ "))
     lines = []
     for _ in range(rng.randint(1, 4)):
         items = [names.draw(kind)[0] for _ in range(rng.randint(2, 6))]

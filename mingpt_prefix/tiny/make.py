@@ -24,6 +24,7 @@ from random import Random
 import torch
 
 from mingpt_prefix import tiny
+from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.data.text import documents
@@ -122,8 +123,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     text, first, base, prefix = (work / name for name in ("text.txt.xz", "first", "base", "prefix"))
     if not text.exists():
+        if not options.english:
+            parser.error("--english is needed where DIR holds no text yet")
         write_text(options.english, text)
-        (work / "vocab.tiktoken").write_bytes(learn_vocabulary(text, VOCABULARY))
+    if not (work / "vocab.tiktoken").exists():
+        write_atomically(work / "vocab.tiktoken", learn_vocabulary(text, VOCABULARY))
     shutil.copyfile(work / "vocab.tiktoken", tiny.VOCABULARIES[f"tiny-{VOCABULARY}"])
     if options.only == "text":
         return

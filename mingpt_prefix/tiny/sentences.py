@@ -15,7 +15,7 @@ from random import Random
 # One of the options; `key` tells choices apart that have the same ones.
 Choose = Callable[..., str]
 FORMS = ("verb", "with", "clause", "before", "after", "at")  # see wordings.toml
-_ARTICLE = re.compile(r"\ba (?=[aeiouAEIOU])(?!uni|use|eu|one|Eu|Uk|Ug|Uru|Uz|U[A-Z])")
+_ARTICLE = re.compile(r"\ba (?=[aeiouAEIOU])(?![Uu]ni(?![mn])|[Uu]se|[Ee]u|[Oo]ne|U[kgrzA-Z])")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _verb(fact: Fact, say: Choose) -> str:
 
 def _continued(thing: Thing, left: list[Fact], say: Choose) -> str:
     """What the opening goes on with, taken out of `left`."""
-    how = say(("stop", "with", "link", "but"), "continue")
+    how = say(("stop", "with", "link", "stop"), "continue")
     part: list[Fact] = []
     if how == "with":
         part = [fact for fact in left if "with" in fact.forms][:3]
