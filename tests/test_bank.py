@@ -228,15 +228,17 @@ def test_a_spoiled_bank_is_one_line_and_exit_code_2(call, folder: Path, said: st
 
 
 def test_rows_that_are_not_finite_or_not_as_wide_are_refused(folder: Path, base: GPT2) -> None:
-    path, nan = folder / CALLS_FILE, torch.full((1, 192), torch.nan)
-    for bad in (Call(nan[0], nan[:0]), Call(torch.zeros(192), nan)):
+    path, width = folder / CALLS_FILE, base.config.n_embd
+    nan = torch.full((1, width), torch.nan)
+    for bad in (Call(nan[0], nan[:0]), Call(torch.zeros(width), nan)):
         with pytest.raises(PrefixError, match="NaN"):
             save_calls(path, base, {"films": bad}, {})
-    save_calls(path, base, {"films": Call(torch.zeros(192), torch.zeros(1, 31))}, {})
-    with pytest.raises(PrefixError, match=r"quiet has shape \(1, 1, 31\), and calls \(1, 192\)"):
+    save_calls(path, base, {"films": Call(torch.zeros(width), torch.zeros(1, 31))}, {})
+    shapes = rf"quiet has shape \(1, 1, 31\), and calls \(1, {width}\)"
+    with pytest.raises(PrefixError, match=shapes):
         read_bank(folder)
     save_calls(path, base, {"films": Call(torch.zeros(31), torch.zeros(1, 31))}, {})
-    with pytest.raises(PrefixError, match="not as wide as the model, 192"):
+    with pytest.raises(PrefixError, match=f"not as wide as the model, {width}"):
         read_bank(folder).calling(base)
 
 
@@ -248,8 +250,8 @@ def test_a_call_of_an_infix_that_was_not_learned_is_the_prefix_chosen_by_hand(
 ) -> None:
     (folder / CALLS_FILE).unlink()
     table, kv = "title[Film 3], year[1903]", load_prefix(folder / "films.safetensors")
-    rules = Decoding(max_new_tokens=8)
-    tokenizer = load_tokenizer("tiny")
+    rules = Decoding(max_new_tokens=8, beams=5)
+    tokenizer = load_tokenizer(base.config.tokenizer)
     pipeline = Pipeline(base, tokenizer, kv, placement="infix")
     by_hand = pipeline.write([parse_table(table)], rules)
     code, out, err = call("--prompt", f"<|prefix:films|> {table}")
@@ -336,7 +338,7 @@ def test_a_prompt_needs_a_bank_and_a_bank_its_model(sample, folder, capsys) -> N
 def test_calls_are_learned(taught: Path, base: GPT2) -> None:
     """On tables that were not trained on; the frozen model's own words call nothing."""
     read: Bank = read_bank(taught / "prefixes")
-    model, tokenizer = read.calling(base), load_tokenizer("tiny")
+    model, tokenizer = read.calling(base), load_tokenizer(base.config.tokenizer)
     sources = [(name, str(taught / f"{name}.csv")) for name in DATA]
     dev = call_training.read_lessons(tokenizer, read, base, sources, "dev")
     assert right_calls(model, Ends.of(base, dev)) == 1.0

@@ -197,12 +197,12 @@ def test_a_replayed_step_is_compared_with_an_eager_one(monkeypatch) -> None:
     import speed_methods
     from e2e_lengths import examples
 
-    from mingpt_prefix import training
+    from mingpt_prefix.evaluation import training_run as training
 
     monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
     monkeypatch.setattr(speed_methods, "why_not_graphs", lambda *_: None)
     monkeypatch.setattr(speed, "matmul_rate", lambda *_: 1e12)
-    args, batch = speed_methods.Args(batch_size=2), examples(4096)[:2]
+    args, batch = speed_methods.Args(batch_size=2), examples(1024)[:2]
     assert speed_methods.methods(args, "tiny")[:4] == speed_methods.OURS + speed_methods.EAGER
     names = ("prefix", "prefix, eager")
     losses = {name: speed_methods.losses(args, "tiny", name, batch) for name in names}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mingpt_prefix
 from mingpt_prefix import generate, load_model, parse_table
-from mingpt_prefix.batch import encode_example, encode_prompt
+from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.data.tables import Example
 from mingpt_prefix.data.tokenizer import load_tokenizer
@@ -25,7 +25,8 @@ from mingpt_prefix.evaluation.training_run import make_trainer
 
 assert Path(mingpt_prefix.__file__).is_relative_to(sys.prefix), mingpt_prefix.__file__
 assert mingpt_prefix.kernels and "train" not in sys.modules
-model, tokenizer = load_model("tiny", "cpu"), load_tokenizer("tiny")
+model = load_model("tiny", "cpu")
+tokenizer = load_tokenizer(model.config.tokenizer)
 table = parse_table("name[The Mill], eatType[pub]")
 examples = [encode_example(tokenizer, Example(table, "The Mill is a pub."))] * 2
 config = TrainConfig("prefix", "tiny", ("none",), 0.01, 1, 2, 2, prefix_length=3, evals=1)
