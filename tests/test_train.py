@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -125,6 +126,64 @@ def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     )
     assert whole == cut
     assert "has ended" in failure(capsys, ["--resume", "cut"])
+
+
+def ends_well(flags: list[str], tmp_path: Path) -> None:
+    """The run in `cut` goes on to the bytes of one that is not stopped."""
+    assert train.main(["--resume", "cut"]) == 0
+    assert train.main([*flags, "--out", "whole"]) == 0
+    whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def until_begun(process: subprocess.Popen, folder: Path, terminal: int | None = None) -> None:
+    """Wait until a step has been logged, and read what is said on a terminal meanwhile."""
+    while process.poll() is None and not (folder / "log.jsonl").exists():
+        if select.select([terminal] if terminal else [], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+@pytest.mark.parametrize("way", ["signal", "terminal", "terminal-of-stderr"])
+def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(way: str, flags, tmp_path: Path) -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    flags = [*flags, "--epochs", "60", "--evals", "60"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", "cut"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    log = (tmp_path / "said.txt").open("w")
+    if way == "signal":
+        process = subprocess.Popen(command, stdout=log, env=environment)
+        until_begun(process, tmp_path / "cut")
+        process.send_signal(signal.SIGHUP)
+    else:
+        ours, theirs = os.openpty()
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs if way == "terminal" else log,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        until_begun(process, tmp_path / "cut", ours)
+        os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    if way != "terminal":
+        assert "python train.py --resume cut" in (tmp_path / "said.txt").read_text()
+    ends_well(flags, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_a_hang_up_that_is_ignored_stops_nothing(flags, tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, str(ROOT / "train.py"), *flags, "--epochs", "20"]
+    with (tmp_path / "said.txt").open("w") as log:
+        process = subprocess.Popen([*command, "--out", "run"], stdout=log, stderr=log)
+    until_begun(process, tmp_path / "run")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert "Written: " in (tmp_path / "said.txt").read_text()
 
 
 def test_the_same_run_twice_gives_the_same_prefix_file(flags, tmp_path: Path) -> None:
