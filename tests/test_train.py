@@ -4,6 +4,8 @@ import json
 import math
 import os
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ import torch
 import train
 from mingpt_prefix.adapters.prefix_file import read_prefix
 from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model
+from mingpt_prefix.checkpoints.run_folder import kept_by
 from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.errors import CheckpointError
 
 ROOT = Path(train.__file__).parent
 QUICK = ["--device", "cpu", "--epochs", "2", "--batch-size", "8", "--evals", "2"]
@@ -191,6 +195,25 @@ def test_the_same_run_twice_gives_the_same_prefix_file(flags, tmp_path: Path) ->
         assert train.main([*flags, "--out", name, "--seed", "3"]) == 0
     one, two = ((tmp_path / name / "prefix.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("name", ["my run", "it's $HOME; `ls`", "runs/a&b (1)"])
+def test_printed_commands_can_be_pasted(
+    name: str, flags, small_model: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(small_model, tmp_path / "my model")
+    flags = ["--model", "my model", *flags[2:], "--max-steps", "1", "--out", name]
+    assert train.main(flags) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: ")
+    words = ["bash", "-c", f'for word in {command}; do printf "%s\\0" "$word"; done']
+    given = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert given[:7] == ["python", "sample.py", "--run", name, "--model", "my model", "--table"]
+    content = json.loads((tmp_path / name / "run.json").read_text())
+    (tmp_path / name / "run.json").write_text(json.dumps({**content, "result": None}))
+    with pytest.raises(CheckpointError) as caught:
+        kept_by(Path(name))
+    command = str(caught.value).partition("to go on: ")[2]
+    assert shlex.split(command) == ["python", "train.py", "--resume", name]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def kept_by(folder: Path) -> Kept:
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
-        resume = f"python train.py --resume {shown(folder)}"
+        resume = f"python train.py --resume {shlex.quote(shown(folder))}"
         raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")

@@ -1,6 +1,7 @@
 """What train.py prints: a summary, the progress bar, and what a run has come to."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -127,6 +128,11 @@ def warn_of_changes(changed: Sequence[str]) -> None:
     print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
 
 
+def resume_command(run: RunFolder) -> str:
+    """The command that goes on with a run, to be pasted into a shell."""
+    return f"python train.py --resume {shlex.quote(str(run.path))}"
+
+
 def say_result(
     trainer: Trainer,
     score: Score,
@@ -149,5 +155,7 @@ def say_result(
     written = " and ".join(map(str, made or [run.model_folder]))
     say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
     if config.mode != "pretrain":
-        base = f" --model {config.model}" if config.is_frozen and not trainer.model.name else ""
-        say(f"Next: python sample.py --run {run.path}{base} --table {quote(example)}")
+        is_folder = config.is_frozen and not trainer.model.name
+        base = f" --model {shlex.quote(config.model)}" if is_folder else ""
+        path = shlex.quote(str(run.path))
+        say(f"Next: python sample.py --run {path}{base} --table {quote(example)}")
