@@ -98,7 +98,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         nearest += closest_ref_length(item_tokens, len(tokens))
         for n in _ORDERS:
             matches[n] += modified_precision(item_tokens, tokens, n).numerator
-            totals[n] += max(0, len(tokens) - n + 1)
+            # As the official script counts, in NIST too: below 0 for less than n - 1 tokens.
+            totals[n] += len(tokens) - n + 1
     if not matches[1]:
         return 0.0
     logs = (
@@ -130,7 +131,7 @@ def nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         for gram, times in (Counter(_ngrams(tokens)) & most).items():
             gained[len(gram)] += times * math.log2(known[gram[:-1]] / known[gram])
         for n in range(1, _NIST_ORDERS + 1):
-            total[n] += max(0, len(tokens) - n + 1)
+            total[n] += len(tokens) - n + 1
         length += len(tokens)
         expected += sum(map(len, item)) / len(item)
     ratio = min(1.0, length / expected) if expected else 1.0
