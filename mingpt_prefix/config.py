@@ -26,6 +26,7 @@ _RANGES = {
     "not be negative": lambda value: value >= 0,
     "lie in [0, 1)": lambda value: 0 <= value < 1,
     "lie in (0, 1]": lambda value: 0 < value <= 1,
+    "lie in [-10, 10]": lambda value: -10 <= value <= 10,
 }
 
 
@@ -234,8 +235,8 @@ class Decoding:
 
     beams: int = _number("be positive", 1)
     max_new_tokens: int = _number("be positive", 100)
-    length_penalty: float = 1.0
-    temperature: float | None = _number("be positive", None)
+    length_penalty: float = _number("lie in [-10, 10]", 1.0)  # 32 bits hold length**10
+    temperature: float | None = _number("not be negative", None)  # 0: greedy
     top_k: int | None = _number("be positive", None)
     top_p: float | None = _number("lie in (0, 1]", None)
     no_repeat_ngram_size: int = _number("not be negative", 0)
@@ -244,8 +245,6 @@ class Decoding:
 
     def __post_init__(self):
         check_ranges(self)
-        if not -math.inf < self.length_penalty < math.inf:
-            raise ConfigError(f"length-penalty must be finite, not {self.length_penalty}")
         if self.beams > 1 and self.samples:
             raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -255,4 +254,5 @@ class Decoding:
 
     @property
     def samples(self) -> bool:
-        return any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+        given = (self.temperature, self.top_k, self.top_p)
+        return self.temperature != 0 and any(value is not None for value in given)

@@ -10,10 +10,12 @@ from pathlib import Path
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
-def start_training(ranks: int, *flags: str, **popen: object) -> subprocess.Popen:
+def start_training(
+    ranks: int, *flags: str, script: Path = TRAIN, **popen: object
+) -> subprocess.Popen:
     """One thread a process, so that runs of equal settings give equal bytes; stderr is a pipe."""
     engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(engine if ranks > 1 else []), str(TRAIN), *flags]
+    command = [sys.executable, *(engine if ranks > 1 else []), str(script), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **popen)
 

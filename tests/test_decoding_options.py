@@ -110,6 +110,32 @@ def test_beams_where_every_token_is_banned(model) -> None:
 # Several sequences and their scores
 
 
+@pytest.mark.parametrize("beams", [2, 5])
+@pytest.mark.parametrize("length_penalty", [-7.0, -10.0, 10.0])
+def test_numbers_at_the_edge_of_beams(model, prefix, prompts, length_penalty, beams) -> None:
+    rules = Decoding(beams, 25, length_penalty, min_new_tokens=12, num_return_sequences=2)
+    sequences = [each for of in generate_scored(model, prompts, prefix, rules) for each in of]
+    assert all(len(sequence.ids) >= 12 for sequence in sequences)
+    assert all(-math.inf < sequence.score < 0 for sequence in sequences)
+    assert min(sequence.score for sequence in sequences) < -1e9 or length_penalty > 0
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 5e-324, 1e-5, 1e300])
+def test_numbers_at_the_edge_of_sampling(model, prefix, prompts, temperature: float) -> None:
+    drawn = generate_scored(model, prompts, prefix, Decoding(1, 20, temperature=temperature))
+    assert all(math.isfinite(sequence.score) for (sequence,) in drawn)
+    if temperature < 1:
+        assert [[each.ids for each in of] for of in drawn] == [
+            [ids] for ids in generate(model, prompts, prefix, max_new_tokens=20)
+        ]
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 5, "seed": 3}, {"top_p": 0.9}])
+def test_temperature_0_is_greedy(model, prefix, prompts, how: dict) -> None:
+    ours = generate(model, prompts, prefix, max_new_tokens=20, temperature=0, **how)
+    assert ours == generate(model, prompts, prefix, max_new_tokens=20)
+
+
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0])
 def test_beams_and_scores_as_transformers(model, prefix, prompts, length_penalty: float) -> None:
     decoding = Decoding(5, 25, length_penalty, min_new_tokens=3, num_return_sequences=4)

@@ -123,6 +123,30 @@ def test_a_run_of_shards_goes_on_where_it_was_stopped(
     assert whole.read_bytes() == cut.read_bytes()
 
 
+LEFT_OVER = """
+import os
+from mingpt_prefix.cli.train import main
+code = main()
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+left = sorted(name.strip() for name in names if "gloo" in name)
+print(f"rank {os.environ['RANK']} left", *left, flush=True)
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
+@pytest.mark.parametrize("mode", ["prefix", "lora"])
+def test_no_thread_of_the_group_outlives_a_run(
+    mode, small_model, small_data, tmp_path: Path
+) -> None:
+    script = tmp_path / "left_over.py"
+    script.write_text(LEFT_OVER)
+    flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data), *QUICK]
+    flags += ["--max-steps", "2", "--out", str(tmp_path / "run")]
+    said = finish(start_training(2, *flags, script=script, stdout=subprocess.PIPE)).splitlines()
+    assert sorted(line for line in said if " left" in line) == ["rank 0 left", "rank 1 left"]
+
+
 @pytest.mark.parametrize(
     ("ranks", "flags", "said"),
     [

@@ -15,7 +15,14 @@ import pytest
 from mingpt_prefix import score
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.metrics import caption_metrics
-from mingpt_prefix.metrics.scores import METRICS, bleu, mteval_tokens, nist, read_references
+from mingpt_prefix.metrics.scores import (
+    METRICS,
+    bleu,
+    mteval_tokens,
+    nist,
+    read_hypotheses,
+    read_references,
+)
 
 WORDS = (
     "The the Mill mill is a cheap pub near £20-25 café, 3.5 don't (riverside). O'Neil & -5".split()
@@ -170,6 +177,26 @@ def test_penn_treebank_tokens() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028", "\u2029", "\x0b", "\x0c", "\x85", "\x1e"])
+def test_a_line_break_of_any_kind_is_a_space(end: str, monkeypatch) -> None:
+    pytest.importorskip("pycocoevalcap")
+    fed = []
+
+    def tokenize(command, input: bytes, **_) -> subprocess.CompletedProcess:
+        fed.append(input.decode())
+        return subprocess.CompletedProcess(command, 0, input, b"")
+
+    monkeypatch.setattr(caption_metrics.subprocess, "run", tokenize)
+    assert caption_metrics.ptb_tokens([f"a{end}pub", f"b{end}"])[0] == "a pub"
+    assert fed == ["a pub\nb\n"]
+
+
+def test_line_breaks_in_java() -> None:
+    pytest.importorskip("pycocoevalcap")
+    texts = ["A\r\npub.", "a\u2028b", "a\u2029b", "a\x0bb", "a\x0cb", "a\x85b"]
+    assert caption_metrics.ptb_tokens(texts) == ["a pub", *["a b"] * 5]
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mingpt_prefix.metrics", *arguments]
     return subprocess.run(command, capture_output=True, text=True)
@@ -187,12 +214,20 @@ def test_command_line(tmp_path: Path) -> None:
     done = run(str(said), str(meant), "--metrics", "nist")
     assert done.stdout == f"nist    {own['nist']:.4f}\n"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    marked, spaced = tmp_path / "marked.txt", tmp_path / "spaced.txt"
+    marked.write_text(said.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    spaced.write_bytes(
+        b"\xef\xbb\xbf" + meant.read_bytes().replace(b"\n\n", b"\r\n \t\r\n\xc2\xa0\n")
+    )
+    assert read_hypotheses(marked) == read_hypotheses(said)
+    assert read_references(spaced) == read_references(meant)
     for bad, what in (("none.txt", "No such file"), ("latin.txt", "not UTF-8")):
         done = run(str(tmp_path / bad), str(meant))
         assert done.returncode == 2 and what in done.stderr and done.stderr.count("\n") == 1
     meant.write_text("a\n")
     done = run(str(said), str(meant))
     assert done.returncode == 2 and "3 hypotheses for 1 items" in done.stderr
+    assert "an empty line stands between" in done.stderr
 
 
 def golden_sets() -> list[dict]:

@@ -139,6 +139,22 @@ def test_one_process_alone_trains_in_a_folder(stopped: Path, capsys) -> None:
     assert train.main(["--resume", "run"]) == 0 and same_prefix(stopped)
 
 
+def test_folders_of_runs_that_begin_together(tmp_path: Path) -> None:
+    code = "from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder\n"
+    code += "print('ready', flush=True); input()\n"
+    code += "for _ in range(100): print(RunFolder.create(next_folder('prefix-tiny'), {}).path)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parent)}
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) for _ in range(4)]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 4
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    made = [folder for run in runs for folder in run.communicate()[0].split()]
+    assert sorted(made) == sorted(f"runs/prefix-tiny-{n}" for n in range(1, 401))
+
+
 def test_half_a_swap_of_models_is_undone(tmp_path: Path) -> None:
     old, part = (tmp_path / f"model.{'0a' * 16}.{end}" for end in ("old", "part"))
     for folder in (old, part):

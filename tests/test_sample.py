@@ -172,8 +172,23 @@ def test_chunks_are_as_one(call, place, sample, monkeypatch) -> None:
 
 def test_one_line() -> None:
     assert (
-        one_line("  The\tMill \n\n is\x00 a\x1b[31m pub\u2028.\u202e ") == "The Mill is a[31m pub ."
+        one_line("  The\tMill \n\n is\x00a\x1b[31m pub\u2028.\x9b ") == "The Mill is a [31m pub ."
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می\u200cخواهم",  # Persian, with a non-joiner
+        "a family: 👩\u200d👩\u200d👧",
+        "Zeit\u00adung",  # a soft hyphen
+        "שלום\u200f (\u200eThe Mill\u200e)",  # marks of direction
+        "क\u094d\u200dष, \u2066A\u2069 \U000e0067",
+        "❤\ufe0f",
+    ],
+)
+def test_one_line_leaves_what_was_written(text: str) -> None:
+    assert one_line(f" {text}\n") == text
 
 
 # What is chosen
@@ -291,8 +306,12 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--beams", "0"), "beams must be positive, not 0"),
         (("--table", TABLE, "--beams", "-5"), "beams must be positive, not -5"),
         (("--table", TABLE, "--max-new-tokens", "-1"), "max-new-tokens must be positive, not -1"),
-        (("--table", TABLE, "--temperature", "0"), "temperature must be positive"),
-        (("--table", TABLE, "--temperature", "nan"), "temperature must be positive"),
+        (("--table", TABLE, "--temperature", "-1"), "temperature must not be negative"),
+        (
+            ("--table", TABLE, "--beams", "3", "--length-penalty", "300"),
+            "length-penalty must lie in",
+        ),
+        (("--table", TABLE, "--temperature", "nan"), "temperature must not be negative"),
         (("--table", TABLE, "--top-k", "-1"), "top-k must be positive"),
         (("--table", TABLE, "--top-p", "2"), "top-p must lie in (0, 1]"),
         (("--table", TABLE, "--beams", "2", "--top-k", "3"), "beams above 1 exclude"),

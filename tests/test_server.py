@@ -104,6 +104,8 @@ def test_each_voice(client, voices, whose: dict) -> None:
         {"beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
         {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 3, "num_return_sequences": 2},
         {"max_new_tokens": 3, "no_repeat_ngram_size": 2},
+        {"beams": 4, "length_penalty": -10},
+        {"temperature": 0, "top_p": 0.9},
     ],
 )
 def test_each_way_of_decoding(client, voices, rules: dict) -> None:
@@ -189,7 +191,8 @@ BAD = [
     ({"table": TABLE, "temperature": 1e-320}, 400, "temperature must lie in 0.01 to 100"),
     ({"table": TABLE, "temperature": 10**4000}, 400, "temperature must lie in"),
     ({"table": TABLE, "length_penalty": -1e5}, 400, "length-penalty must lie in"),
-    (b'{"table": "a[b]", "temperature": NaN}', 400, "temperature must be positive"),
+    (b'{"table": "a[b]", "temperature": NaN}', 400, "temperature must not be negative"),
+    ({"table": TABLE, "length_penalty": 10**401}, 400, "length-penalty must lie in [-10, 10]"),
     ({"table": TABLE, "max_new_tokens": 10**6}, 400, "max-new-tokens must lie in 1 to 400"),
     ({"table": TABLE, "seed": -1}, 400, "seed must be a whole number"),
     ({"table": TABLE, "stream": 1}, 400, "stream must be true or false"),

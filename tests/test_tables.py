@@ -268,6 +268,14 @@ def test_a_field_is_a_name_and_reaches_nothing_else() -> None:
         linearize(MILL, template_format("{name.upper}"))
 
 
+def test_what_a_template_may_hold() -> None:
+    for text in ("می\u200cخواهم", "👩\u200d👧", "Zeit\u00adung"):
+        assert linearize(MILL, template_format(f"{text} {{name}}")) == f" {text} The Mill"
+    for text in ("a\nb", "\x1b[31m", "a\u2028b", "\ud800"):
+        with pytest.raises(ConfigError, match="control characters and line ends"):
+            linearize(MILL, template_format(text))
+
+
 def test_target_text_is_one_line_after_one_space() -> None:
     assert target_text(" The Mill \r\n is  a\tpub.\n", TEXT_FORMAT) == " The Mill is a pub."
 

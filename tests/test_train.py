@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +17,9 @@ import torch
 import train
 from mingpt_prefix.adapters.prefix_file import read_prefix
 from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model
+from mingpt_prefix.checkpoints.run_folder import kept_by
 from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.errors import CheckpointError
 
 ROOT = Path(train.__file__).parent
 QUICK = ["--device", "cpu", "--epochs", "2", "--batch-size", "8", "--evals", "2"]
@@ -127,11 +132,88 @@ def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     assert "has ended" in failure(capsys, ["--resume", "cut"])
 
 
+def ends_well(flags: list[str], tmp_path: Path) -> None:
+    """The run in `cut` goes on to the bytes of one that is not stopped."""
+    assert train.main(["--resume", "cut"]) == 0
+    assert train.main([*flags, "--out", "whole"]) == 0
+    whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def until_begun(process: subprocess.Popen, folder: Path, terminal: int | None = None) -> None:
+    """Wait until a step has been logged, and read what is said on a terminal meanwhile."""
+    while process.poll() is None and not (folder / "log.jsonl").exists():
+        if select.select([terminal] if terminal else [], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+@pytest.mark.parametrize("way", ["signal", "terminal", "terminal-of-stderr"])
+def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(way: str, flags, tmp_path: Path) -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    flags = [*flags, "--epochs", "60", "--evals", "60"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", "cut"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    log = (tmp_path / "said.txt").open("w")
+    if way == "signal":
+        process = subprocess.Popen(command, stdout=log, env=environment)
+        until_begun(process, tmp_path / "cut")
+        process.send_signal(signal.SIGHUP)
+    else:
+        ours, theirs = os.openpty()
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs if way == "terminal" else log,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        until_begun(process, tmp_path / "cut", ours)
+        os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    if way != "terminal":
+        assert "python train.py --resume cut" in (tmp_path / "said.txt").read_text()
+    ends_well(flags, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_a_hang_up_that_is_ignored_stops_nothing(flags, tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, str(ROOT / "train.py"), *flags, "--epochs", "20"]
+    with (tmp_path / "said.txt").open("w") as log:
+        process = subprocess.Popen([*command, "--out", "run"], stdout=log, stderr=log)
+    until_begun(process, tmp_path / "run")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert "Written: " in (tmp_path / "said.txt").read_text()
+
+
 def test_the_same_run_twice_gives_the_same_prefix_file(flags, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert train.main([*flags, "--out", name, "--seed", "3"]) == 0
     one, two = ((tmp_path / name / "prefix.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("name", ["my run", "it's $HOME; `ls`", "runs/a&b (1)"])
+def test_printed_commands_can_be_pasted(
+    name: str, flags, small_model: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(small_model, tmp_path / "my model")
+    flags = ["--model", "my model", *flags[2:], "--max-steps", "1", "--out", name]
+    assert train.main(flags) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: ")
+    words = ["bash", "-c", f'for word in {command}; do printf "%s\\0" "$word"; done']
+    given = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert given[:7] == ["python", "sample.py", "--run", name, "--model", "my model", "--table"]
+    content = json.loads((tmp_path / name / "run.json").read_text())
+    (tmp_path / name / "run.json").write_text(json.dumps({**content, "result": None}))
+    with pytest.raises(CheckpointError) as caught:
+        kept_by(Path(name))
+    command = str(caught.value).partition("to go on: ")[2]
+    assert shlex.split(command) == ["python", "train.py", "--resume", name]
 
 
 @pytest.mark.parametrize(

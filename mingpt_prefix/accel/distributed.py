@@ -7,6 +7,7 @@ losses are those of a single process, except for the order of additions (and for
 masks are each rank's own).
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,10 @@ def join(device: str = "auto", shard: bool = False) -> Iterator[World]:
             count = torch.cuda.device_count()
             raise ConfigError(f"more processes than the {count} GPUs here; or say --device cpu")
         torch.cuda.set_device(local)
+    # The functions in it default to the group that exists when it is first imported, which
+    # DistributedDataParallel does. They would keep the group's threads alive, and a thread that
+    # still drops tensors when the interpreter ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     # Both: small tensors on the CPU are exchanged too. Rank 0 scores while the others wait.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)

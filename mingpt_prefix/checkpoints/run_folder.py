@@ -5,8 +5,11 @@ read_run(run.path)["config"]["mode"]
 newest_finished(RUNS)
 """
 
+import contextlib
+import itertools
 import json
 import os
+import shlex
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +182,7 @@ def kept_by(folder: Path) -> Kept:
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
-        resume = f"python train.py --resume {shown(folder)}"
+        resume = f"python train.py --resume {shlex.quote(shown(folder))}"
         raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
@@ -224,10 +227,12 @@ def newest_finished(root: Path) -> Path | None:
 
 
 def next_folder(stem: str) -> Path:
-    """`runs/STEM-1`, or the first number that is free."""
-    taken = {path.name for path in RUNS.iterdir()} if RUNS.is_dir() else set()
-    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
-    return RUNS / f"{stem}-{number}"
+    """`runs/STEM-1`, or the first number that is free; made at once, lest another run takes it."""
+    RUNS.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            (folder := RUNS / f"{stem}-{number}").mkdir()
+            return folder
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """What train.py prints: a summary, the progress bar, and what a run has come to."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import quote, say
+from mingpt_prefix.cli.terminal import drop_output, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -44,15 +45,25 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM land in the list; a second one ends the process at once."""
+    """Ctrl-C, SIGTERM and SIGHUP land in the list; a second one of the first two ends the process
+    at once. A SIGHUP that is ignored, as `nohup` has it, still is."""
     caught: list[int] = []
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream and stream.isatty()]
 
     def handle(number: int, _frame: object) -> None:
         caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        # A terminal that closes sends several, by way of the shell too.
+        signal.signal(number, signal.SIG_IGN if number == hang_up else signal.SIG_DFL)
+        for stream in terminals:
+            if not stream.isatty():  # it has closed: writing to it would fail, before the run saves
+                drop_output(stream)
         print("Stopping after this step; once more to stop at once.", file=sys.stderr)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield caught
     finally:
@@ -117,6 +128,11 @@ def warn_of_changes(changed: Sequence[str]) -> None:
     print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
 
 
+def resume_command(run: RunFolder) -> str:
+    """The command that goes on with a run, to be pasted into a shell."""
+    return f"python train.py --resume {shlex.quote(str(run.path))}"
+
+
 def say_result(
     trainer: Trainer,
     score: Score,
@@ -139,5 +155,7 @@ def say_result(
     written = " and ".join(map(str, made or [run.model_folder]))
     say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
     if config.mode != "pretrain":
-        base = f" --model {config.model}" if config.is_frozen and not trainer.model.name else ""
-        say(f"Next: python sample.py --run {run.path}{base} --table {quote(example)}")
+        is_folder = config.is_frozen and not trainer.model.name
+        base = f" --model {shlex.quote(config.model)}" if is_folder else ""
+        path = shlex.quote(str(run.path))
+        say(f"Next: python sample.py --run {path}{base} --table {quote(example)}")

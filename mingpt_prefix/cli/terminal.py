@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import tyro
 
@@ -64,12 +64,12 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
+        drop_output(sys.stdout)
         return PIPE_CLOSED
     except OSError as error:
         if error.filename is not None:
             return fail(prog, f"{shown(error.filename)}: {error.strerror or error}")
-        _drop_output()
+        drop_output(sys.stdout)
         return fail(prog, f"cannot write: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
@@ -83,7 +83,7 @@ def fail(prog: str, why: object) -> int:
     return 2
 
 
-def _drop_output() -> None:
-    """Nothing can be written any more, also not when Python flushes at its end."""
+def drop_output(stream: TextIO) -> None:
+    """Nothing can be written to it any more, also not when Python flushes at its end."""
     with contextlib.suppress(io.UnsupportedOperation):  # a stream that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -23,6 +23,7 @@ from mingpt_prefix.checkpoints.resuming import resume_run, run_state
 from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
 from mingpt_prefix.cli.plots import save_loss_curve
 from mingpt_prefix.cli.progress import (
+    resume_command,
     say_result,
     stop_signals,
     summary,
@@ -130,10 +131,10 @@ def run_training(args: TrainArgs, world: World) -> int:
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise
-        raise CheckpointError(f"{error}; to go on: python train.py --resume {run.path}") from None
+        raise CheckpointError(f"{error}; to go on: {resume_command(run)}") from None
     if run is not None and number:
         say(f"Stopped after step {trainer.step}, and saved. To go on:")
-        say(f"python train.py --resume {run.path}")
+        say(resume_command(run))
     elif run is not None:
         report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
     return 128 + number if number else 0

@@ -8,6 +8,7 @@ are no format specifications, attributes or indices: a template may come with a 
 """
 
 import string
+import unicodedata
 from collections.abc import Mapping
 
 from mingpt_prefix.errors import ConfigError, TableError, printable
@@ -71,7 +72,7 @@ def _parts(text_format: str) -> list[tuple[str, str | None]]:
     called = f"template '{printable(template)}'"
     if len(template) > MAX_TEMPLATE_CHARS:
         raise ConfigError(f"{called}: longer than {MAX_TEMPLATE_CHARS:,} characters")
-    if not template.isprintable():
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in template):
         raise ConfigError(f"{called}: control characters and line ends cannot stand in it")
     parts = []
     try:

@@ -39,7 +39,7 @@ class SampleConfig:
     """beam search with so many beams; 1 is greedy. 5 if not given, or 1 with --temperature, --top-k
     or --top-p"""
     temperature: float | None = None
-    """sample, from the model's distribution at this temperature"""
+    """sample, from the model's distribution at this temperature; 0 is greedy"""
     top_k: int | None = None
     """sample, from so many likeliest tokens only"""
     top_p: float | None = None

@@ -4,6 +4,7 @@ pipeline = Pipeline(model, load_tokenizer("gpt2"), prefix)
 pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from mingpt_prefix.errors import TableError
 from mingpt_prefix.generation.decoding import GREEDY, generate_scored
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.model import GPT2
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Sentence(NamedTuple):
@@ -128,5 +131,5 @@ def check_room(length: int, room: int, what: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """Text on one line: white space collapsed and trimmed, what cannot be shown left out."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    """Text on one line: control characters are white space, which is collapsed and trimmed."""
+    return " ".join(_CONTROL.sub(" ", text).split())

@@ -6,6 +6,8 @@ done when its best running sequence, so divided, is below the worst of its n fin
 transformers calls early_stopping=False).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,10 @@ class Beams:
         self.limits, self.eos, self.length_penalty = limits, eos, length_penalty
         self.running = limits.new_zeros(len(limits), beams, int(limits.max()))
         self.scores = torch.full((len(limits), beams), _NEVER, device=limits.device)
-        self.done, self.done_scores = self.running.clone(), self.scores.clone()
+        self.done = self.running.clone()
+        # A negative penalty multiplies scores, which may then be below any finite number.
+        self.never = _NEVER if length_penalty >= 0 else -math.inf
+        self.done_scores = torch.full_like(self.scores, self.never)
         self.done_lengths = limits.new_zeros(len(limits), beams)
         self.scores[:, 0] = 0.0  # all beams begin alike: only the first is gone on from
 
@@ -52,13 +57,14 @@ class Beams:
         going = totals.topk(beams)[1]
         self.scores, self.running = totals.gather(1, going), _select(sequences, going)
         reach = self.scores[:, :1] / (step + 1) ** self.length_penalty
-        worst = torch.where(self.done_lengths > 0, self.done_scores[:, -1:], _NEVER)
+        worst = torch.where(self.done_lengths > 0, self.done_scores[:, -1:], self.never)
         improves = (reach > worst).any(1)
         return parents.gather(1, going), improves & (step + 1 < self.limits)
 
     def _finish(self, sequences: Tensor, totals: Tensor, ends: Tensor, length: int) -> None:
         """Take those sequences (R, n, N) that end up into the finished ones."""
-        scores = totals / length**self.length_penalty + ~ends * _NEVER
+        ends = ends & (totals > -math.inf)  # what is banned ends nothing
+        scores = (totals / length**self.length_penalty).masked_fill(~ends, self.never)
         self.done_scores, best = torch.cat([self.done_scores, scores], 1).topk(len(ends[0]))
         self.done = _select(torch.cat([self.done, sequences], 1), best)
         self.done_lengths = torch.cat([self.done_lengths, ends * length], 1).gather(1, best)

@@ -139,10 +139,13 @@ def _sampler(seeds: Sequence[int], most: int, decoding: Decoding, device: torch.
     # Every sequence has a generator of its own; what it draws is independent of the others.
     generators = (torch.Generator().manual_seed(seed) for seed in seeds)
     draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
+    temperature = 1.0 if decoding.temperature is None else decoding.temperature
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
         values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
-        shares = (values.double() / (decoding.temperature or 1.0)).softmax(-1)  # largest first
+        # Less the largest, which is first, so that no temperature is too low to divide by.
+        values = values.double()
+        shares = ((values - values[:, :1]) / temperature).softmax(-1)
         if decoding.top_p is not None:
             # The likeliest tokens that together reach top_p: those with less than it before them.
             shares *= shares.cumsum(-1) - shares < decoding.top_p

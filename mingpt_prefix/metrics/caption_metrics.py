@@ -52,7 +52,7 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     jar = Path(module.__file__).with_name(module.STANFORD_CORENLP_3_4_1_JAR)
     main = "edu.stanford.nlp.process.PTBTokenizer"
     # The last line has to end, or it would be lost when it is empty.
-    lines = "".join(text.replace("\n", " ") + "\n" for text in texts)
+    lines = "".join(" ".join(text.splitlines()) + "\n" for text in texts)
     with _java_on_path():
         done = subprocess.run(
             ["java", "-cp", str(jar), main, "-preserveLines", "-lowerCase"],

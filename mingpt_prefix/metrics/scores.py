@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -151,7 +152,8 @@ def _ngrams(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def _check_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if len(hypotheses) != len(references):
-        raise DataError(f"{len(hypotheses)} hypotheses for {len(references)} items of references")
+        what = f"{len(hypotheses)} hypotheses for {len(references)} items of references"
+        raise DataError(f"{what}; in a file an empty line stands between two items' references")
     if not hypotheses:
         raise DataError("no hypotheses to score")
     for number, item in enumerate(references, 1):
@@ -170,18 +172,19 @@ def read_hypotheses(path: Path) -> list[str]:
 
 
 def read_references(path: Path) -> list[list[str]]:
-    """The items of a file, each its references: lines up to the next empty one.
+    """The items of a file, each its references: lines up to the next empty or blank one.
 
     Raises:
         DataError: when the file is missing or not UTF-8.
     """
-    return [item.split("\n") for item in re.split(r"\n{2,}", _read(path).strip("\n"))]
+    groups = groupby(_read(path).split("\n"), key=lambda line: bool(line.strip()))
+    return [list(lines) for has_text, lines in groups if has_text]
 
 
 def _read(path: Path) -> str:
     name = shown(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

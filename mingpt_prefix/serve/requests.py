@@ -128,8 +128,7 @@ def _decoding(fields: dict, defaults: Decoding, limits: Limits) -> Decoding:
         "max_new_tokens": (1, limits.new_tokens),
         "beams": (1, limits.beams),
         "num_return_sequences": (1, limits.sequences),
-        "length_penalty": (-10, 10),
-        "temperature": (0.01, 100),
+        "temperature": (0.01, 100) if decoding.temperature else (0, 0),
         "top_k": (1, math.inf),
     }
     for name, (low, high) in most.items():
