@@ -113,7 +113,7 @@ def ends_well(process: subprocess.Popen) -> str:
 
 READ_E2E = """
 import sys
-from mingpt_prefix import data
+from mingpt_prefix.data import datasets as data
 data.E2E_SHA256 = sys.argv[1]
 print(len(data.load_examples("e2e", "train", url=sys.argv[2])))
 """

@@ -145,7 +145,7 @@ def our_encoder(model: GPT2, peer: torch.nn.Module, projection: bool) -> PrefixE
     if projection:
         encoder.load_state_dict(theirs.state_dict())
     else:
-        kv = as_rows(model.config, theirs.embedding.weight.detach()) / encoder.pace
+        kv = as_rows(model.config, theirs.embedding.weight.detach()) / encoder.lr_scale
         matrices = kv.transpose(2, 3).flatten(0, 2)
         encoder.load_state_dict({f"rows.{i}": matrix for i, matrix in enumerate(matrices)})
     return encoder

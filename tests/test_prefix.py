@@ -64,7 +64,7 @@ def test_shape_and_gradient(reparam: bool) -> None:
         assert sizes == {f"rows.{i}": (P, 8) for i in range(2 * 2 * 3)}
         # Layer by layer, keys then values, head by head.
         assert torch.equal(
-            encoder.rows[1 * 6 + 1 * 3 + 2] * encoder.pace[1, 0, 0], out.kv[1, 1, :, 2]
+            encoder.rows[1 * 6 + 1 * 3 + 2] * encoder.lr_scale[1, 0, 0], out.kv[1, 1, :, 2]
         )
         return
     assert sizes == {

@@ -228,7 +228,7 @@ def test_printed_commands_can_be_pasted(
         (["--epochs", "-1"], "epochs must be positive"),
         (["--batch-size", "0"], "batch-size must be positive"),
         (["--prefix-length", "0"], "prefix-length must be positive"),
-        (["--prefix-length", "-5"], "prefix-length must not be negative"),
+        (["--prefix-length", "-5"], "prefix-length must be positive, not -5"),
         (["--prefix-length", "150"], "150 prefix rows and the longest sequence"),
         (["--prefix-length", "160"], "160"),
         (["--seed", "-1"], "seed must not be negative"),

@@ -382,7 +382,8 @@ def test_wrong_index(folder: Path, index: dict, what: str) -> None:
 # Four repositories, each with a fate of its own on the server below.
 DRIVER = """
 import json, sys, time
-from mingpt_prefix import config, weights
+from mingpt_prefix import config
+from mingpt_prefix.checkpoints import pretrained as weights
 from mingpt_prefix.errors import WeightsError
 assert "huggingface_hub" not in sys.modules
 for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
