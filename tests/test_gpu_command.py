@@ -60,7 +60,12 @@ def start(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         **environment,
     }
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def heed_interrupts() -> None:  # which a shell has its background jobs ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = dict(stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, preexec_fn=heed_interrupts, **pipes)
 
 
 def packed(out: Path) -> set[str]:

@@ -106,7 +106,8 @@ def test_the_base_is_not_touched(small_model, small_data, tmp_path: Path, monkey
 @pytest.mark.parametrize("mode", ["lora", "prefix+lora"])
 def test_sample_writes_what_the_run_said(mode, made, small_model, monkeypatch, capsys) -> None:
     monkeypatch.chdir(made)
-    flags = ["--run", mode, "--model", str(small_model), *TABLE, "--max-new-tokens", "6", "--beams", "1"]
+    short = ("--max-new-tokens", "6", "--beams", "1")
+    flags = ["--run", mode, "--model", str(small_model), *TABLE, *short]
     assert sample.main(flags) == 0
     said = capsys.readouterr().out
     writer = open_pipeline(SampleConfig(run=Path(mode), model=str(small_model)))
