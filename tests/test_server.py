@@ -113,6 +113,15 @@ def test_each_way_of_decoding(client, voices, rules: dict) -> None:
     assert client.post("/generate", json=ask).json()["sentences"] == expected(voices, ask)
 
 
+@pytest.mark.parametrize(
+    ("defaults", "beams"), [(Decoding(beams=5), 8), (Decoding(temperature=0.8), 1)]
+)
+def test_several_sentences_are_of_as_many_beams_or_of_samples(voices, defaults, beams) -> None:
+    body = json.dumps({"table": TABLE, "num_return_sequences": 8}).encode()
+    query = read_query(body, list(voices.values()), defaults, 0, Limits())
+    assert query.decoding.beams == beams and query.decoding.num_return_sequences == 8
+
+
 def test_forms_of_a_table(client) -> None:
     as_text = client.post("/generate", json={"table": TABLE}).json()
     as_object = {"table": {"name": "The Mill", "eatType": "pub"}}

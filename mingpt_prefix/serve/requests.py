@@ -81,7 +81,7 @@ def read_query(
     seed, stream = fields.get("seed", seed), fields.get("stream", False)
     if any(fields.get(name) is not None for name in ("temperature", "top_k", "top_p")):
         fields = {"beams": 1, **fields}
-    elif type(count := fields.get("num_return_sequences")) is int:
+    elif type(count := fields.get("num_return_sequences")) is int and not defaults.samples:
         fields = {"beams": max(defaults.beams, count), **fields}
     decoding = _decoding(fields, defaults, limits)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
