@@ -130,7 +130,7 @@ def test_several_prompts_in_any_spelling(client, served) -> None:
 
 
 def test_where_it_ends(client) -> None:
-    ask = {"model": "tuned", "prompt": TABLE, "temperature": 0, "max_tokens": 12}
+    ask = {"model": "tuned", "prompt": TABLE, "temperature": 1.5, "max_tokens": 12, "seed": 3}
     whole = client.completions.create(**ask).choices[0].text
     stop = whole[len(whole) // 2 :][:3]
     stopped = client.completions.create(**ask, stop=["nowhere", stop])
@@ -252,12 +252,13 @@ def test_health_metrics_and_the_log(web, server) -> None:
     ask = {"table": TABLE, "prefix": "long", "beams": 1}
     for fields in (ask, ask, {**ask, "beams": -1}):
         web.post("/generate", json=fields)
-    web.get("/a\nb")
+    web.get("/a%0Ab")
     after = read_metrics(web)
     grown = {key: after[key] - before.get(key, 0) for key in after}
     assert grown["requests", "generate", "200"] == 2 and grown["requests", "generate", "400"] == 1
     assert grown["requests", "none", "404"] == 1 and grown["tokens", "long", "new"] == 24
     assert after["waiting",] == 0
+    until(lambda: "GET /metrics 200" in server[1].said().splitlines()[-1])
     *_, good, bad, strange, _ = server[1].said().splitlines()
     assert good.split(" ", 3)[3].startswith("POST /generate 200") and good.endswith(" s long")
     assert "POST /generate 400" in bad and "GET /a\\nb 404" in strange

@@ -423,6 +423,7 @@ def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
         (["--table", TABLE], "one of --table, --input, --prompt, --prompts and --serve is needed"),
         (["--beams", "0"], "beams must be positive"),
         (["--port", "0", "--beside", "absent"], "absent: no such file"),
+        (["--port", "0", "--watch", "absent"], "--watch: absent: no such folder"),
     ],
 )
 def test_flags_that_cannot_be(folder, monkeypatch, capsys, flags: list[str], what: str) -> None:
@@ -446,9 +447,10 @@ def test_without_the_extra(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err.endswith("prometheus-client: pip install -e '.[serve]'\n")
 
 
-def test_beside_is_for_serving(capsys) -> None:
-    assert sample.main(["--table", TABLE, "--beside", "x"]) == 2
-    assert "--beside goes with --serve" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--beside", "--watch", "--cors"])
+def test_flags_for_serving(capsys, flag: str) -> None:
+    assert sample.main(["--table", TABLE, flag, "x"]) == 2
+    assert f"{flag} goes with --serve" in capsys.readouterr().err
 
 
 # Which voices there are

@@ -46,8 +46,7 @@ class Told(NamedTuple):
 class Service:
     """The queues of all models, and what answers by them. `close` ends their threads.
 
-    `models` are those that were opened at the start; `watched` may be set to others while it runs,
-    prefixes on the first one's model.
+    `watched` are prefixes on the first one's model, and may be set anew while it runs.
     """
 
     def __init__(self, models: Sequence[ServedModel], config: SampleConfig, limits: Limits) -> None:

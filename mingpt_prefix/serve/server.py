@@ -139,9 +139,9 @@ def make_app(
     Raises:
         ConfigError: if the folder to watch is none.
     """
+    watched = config.watch and WatchedFolder(config.watch, models, log.info)
     service = Service(models, config, limits or Limits())
     completions = Completions(service)
-    watched = config.watch and WatchedFolder(config.watch, models, log.info)
     if watched:
         service.watched = watched.scan()
     # A page elsewhere could point a name of its own at this machine: let none but ours pass.
