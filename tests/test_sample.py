@@ -374,7 +374,7 @@ def test_models_and_prefixes_of_unknown_kinds(call, place) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "mingpt_prefix_tokenizer": None}), encoding="utf-8")
     code, out, err = call("--table", TABLE, *ON_PREFIX)
-    assert (code, out, len(err)) == (2, [], 1) and "names no tokenizer" in err[0]
+    assert (code, out, len(err)) == (2, [], 1) and "tokenizer that is not known" in err[0]
 
 
 def test_runs_that_cannot_be_used(call, place) -> None:

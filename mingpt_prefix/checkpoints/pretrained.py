@@ -44,12 +44,16 @@ DTYPES = {
 
 
 def load_model(
-    name_or_folder: str | Path, device: str = "auto", dtype: str = "auto", attention: str = "auto"
+    name_or_folder: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "auto",
 ) -> GPT2:
     """A verified model in eval mode, all parameters frozen; `.name` is "" for a folder.
 
-    A str is first a known name, then a folder. A hub model is downloaded once, to the cache of
-    huggingface_hub. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
+    A str is first a known name, then a folder, then the id of a GPT-2 on the Hugging Face hub. A
+    hub model is downloaded once, to the cache of huggingface_hub; but for the known ones its name
+    is "" too. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
 
     Raises:
         WeightsError: when the model is unknown, unavailable, damaged, or no GPT-2.
@@ -140,13 +144,16 @@ def choose_device(name: str) -> torch.device:
     raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16 or fp64; "auto": bf16 on CUDA, fp32 elsewhere. Raises ConfigError."""
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """fp32, bf16, fp16 or fp64, by these names, torch's, or as torch has them; "auto": bf16 on
+    CUDA, fp32 elsewhere. Raises ConfigError."""
+    name = str(name).removeprefix("torch.")
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
+    dtype = DTYPES.get(name) or getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ConfigError(f"unknown dtype '{printable(name)}'; known: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return dtype
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -18,8 +18,7 @@ from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
 from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
-from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.evaluation.faults import faults
 from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
 from mingpt_prefix.metrics.scores import bleu
@@ -56,9 +55,7 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
         ConfigError: when the model's tokenizer is not known.
         DataError: when the data is missing or bad.
     """
-    if shape.tokenizer is None:
-        raise ConfigError(f"{config.model}: which tokenizer the model goes with is not known")
-    tokenizer = load_tokenizer(shape.tokenizer)
+    tokenizer = tokenizer_of(shape)
     if config.mode == "pretrain":
         paths = [Path(name) for name in config.data]
         return TextTask(read_corpus(paths, tokenizer, config.block_size, shape.n_positions))
