@@ -132,7 +132,22 @@ def test_device_auto() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gtp2", "", "no/such/folder", "nul\0", "x" * 5000, "a\nb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gtp2",
+        "",
+        "no/such/folder",
+        "nul\0",
+        "x" * 5000,
+        "a\nb",
+        "gpt2\n",
+        "a--b",
+        "a/..",
+        "é",
+        "/a",
+    ],
+)
 def test_unknown_model(name: str) -> None:
     message = error_of(name)
     assert "folder" in message and all(known in message for known in MODELS)

@@ -34,7 +34,8 @@ class SampleConfig:
     prompts: str | None = None
     """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
-    """the model a prefix or LoRA was made for: a folder must be named, a known name is found"""
+    """the model a prefix or LoRA was made for: a folder or hub id must be named, a known name is
+    found"""
     beams: int | None = None
     """beam search with so many beams; 1 is greedy. 5 if not given, or 1 with --temperature, --top-k
     or --top-p"""
