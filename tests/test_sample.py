@@ -357,6 +357,18 @@ def test_damaged_files(call, place) -> None:
     assert (code, out, len(err)) == (2, [], 1) and "model.safetensors" in err[0]
 
 
+def test_csv_of_tables(call, place) -> None:
+    """E2E's testset.csv: a sentence for each row, an empty line for a bad one."""
+    rows = [f'"{TABLE}"', f'"{TABLE}"', "name[A", '"name[B], food[Thai]"', "", ""]
+    (place / "testset.csv").write_text("\r\n".join(["MR", *rows]), encoding="utf-8")
+    code, out, err = call("--input", "testset.csv", *ON_PREFIX)
+    assert (code, len(out)) == (1, 4) and out[0] == out[1] == expected_text(place, TABLE)
+    assert [not line for line in out] == [False, False, True, False]
+    assert [line for line in err if line.startswith("sample.py: ")] == [
+        "sample.py: line 4: ']' is missing for the '[' at character 4, in 'name[A'"
+    ]
+
+
 def test_edited_weights_are_another_model(call, place) -> None:
     weights = place / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())

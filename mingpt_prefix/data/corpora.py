@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from mingpt_prefix.data.parsing import checked_example, not_empty
+from mingpt_prefix.data.parsing import checked_example, located, not_empty
 from mingpt_prefix.data.tables import Example, table_from_triples
 from mingpt_prefix.errors import DataError, MingptPrefixError, printable
 
@@ -42,7 +42,7 @@ def read_webnlg(data: bytes, name: str, _columns: object = None) -> list[Example
     for number, entry in enumerate(root.iter("entry"), 1):
         where = f"{name}: entry {number} ({printable(entry.get('eid', 'without eid'))})"
         try:
-            examples += _entry_examples(entry)
+            examples += located(_entry_examples(entry), where)
         except MingptPrefixError as error:
             raise DataError(f"{where}: {error}") from None
     return not_empty(examples, name)

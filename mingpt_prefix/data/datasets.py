@@ -3,11 +3,12 @@
 `load_split(["e2e"], "train")` gives a list of `Example`. A source is `e2e` (downloaded once, to
 `cache_dir()`), `sample` (part of the package), a file, or a folder; readers.py has their formats.
 
-A folder holds one file for each split: trainset/devset/testset_w_refs or train/dev/test, as .csv,
-.jsonl, .json or .xml, or DART's under their own names; or, as WebNLG does, a folder of .xml files
-for each split. A single file, and a folder without a dev file, set about 5 % of their tables
-aside as dev: those whose hash is lowest, so that the choice depends on the tables alone, and all
-sentences of a table stay together. A single table is never set aside.
+A folder holds one file for each split: trainset/devset/testset_w_refs or train/dev/test (for dev
+also valid or validation), as .csv, .tsv, .jsonl, .json or .xml, or DART's and the prefix-tuning
+paper's E2E files under their own names; or, as WebNLG does, a folder of .xml files for each split.
+A single file, and a folder without a dev file, set about 5 % of their tables aside as dev: those
+whose hash is lowest, so that the choice depends on the tables alone, and all sentences of a table
+stay together. A single table is never set aside.
 """
 
 import hashlib
@@ -35,6 +36,9 @@ E2E_SHA256 = "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac"
 DEV_SHARE = 0.05
 
 _OFFICIAL_NAMES = {"train": "trainset", "dev": "devset", "test": "testset_w_refs"}
+# What other people's folders and the paper's own call the splits.
+_OTHER_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
+_PAPER_FILES = {"train": "src1_train.txt", "dev": "src1_valid.txt", "test": "src1_test.txt"}
 # The sample has a second test set, whose names are made of training's words.
 _SAMPLE_NAMES = {**_OFFICIAL_NAMES, "test-known": "testset_known_w_refs"}
 _E2E_FILE = "e2e-dataset.zip"
@@ -125,7 +129,8 @@ def _split_files(folder: Path, name: str) -> dict[str, list[Path]]:
     """Find the files of each split in a folder; one file and another for one split are refused."""
     files: dict[str, list[Path]] = {}
     for split, official in _OFFICIAL_NAMES.items():
-        names = (stem + suffix for stem in (official, split) for suffix in SUFFIXES)
+        stems = (official, *_OTHER_NAMES[split])
+        names = (_PAPER_FILES[split], *(stem + suffix for stem in stems for suffix in SUFFIXES))
         found = [folder / name for name in names if (folder / name).is_file()]
         found += dart_files(folder, split)
         if len(found) > 1:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,11 @@ def parse_json(text: str) -> Any:
         raise
     except ValueError:
         raise TableError("not valid JSON: a number is too long", 0) from None
+
+
+def located(examples: Iterable[Example], where: str) -> list[Example]:
+    """The examples with the place that they were read from."""
+    return [replace(example, where=where) for example in examples]
 
 
 def checked_example(table: Table, text: str) -> Example:

@@ -18,7 +18,7 @@ class SampleConfig:
     table: str | None = None
     """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
     input: str | None = None
-    """a file of tables, one a line; - reads them from stdin"""
+    """a file of tables, one a line, or CSV with a column mr; - reads them from stdin"""
     run: Path | None = None
     """a run's folder; the newest finished one under runs/ if not given"""
     prefix: Path | None = None
