@@ -24,7 +24,7 @@ from typing import Literal
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.atomic_write import cache_dir, write_atomically
 from mingpt_prefix.data.corpora import dart_files, webnlg_files
-from mingpt_prefix.data.parsing import read_bytes
+from mingpt_prefix.data.parsing import LeftOut, read_bytes
 from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.data.tables import Example, Table, format_table
 from mingpt_prefix.errors import DataError, printable, shown
@@ -46,8 +46,14 @@ _MAX_DOWNLOAD = 1 << 24
 _DOWNLOAD_TIMEOUT_S = 10.0
 
 
-def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -> list[Example]:
-    """Read one split of all sources, one after the other; `columns` are those of the user's own.
+def load_split(
+    sources: Sequence[str],
+    split: Split,
+    columns: Columns = USUAL,
+    left_out: LeftOut | None = None,
+) -> list[Example]:
+    """Read one split of all sources, one after the other; `columns` are those of the user's own,
+    and `left_out` counts as `read_examples` does.
 
     With several sources, a table that is dev in one of them is left out of train in the others.
 
@@ -55,7 +61,9 @@ def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -
         DataError: when a source is missing or bad, or nothing is left to train on.
     """
     examples = [
-        example for source in sources for example in load_examples(source, split, columns=columns)
+        example
+        for source in sources
+        for example in load_examples(source, split, columns=columns, left_out=left_out)
     ]
     if split == "train" and len(sources) > 1:
         dev = {example.table for example in load_split(sources, "dev", columns)}
@@ -66,7 +74,11 @@ def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -
 
 
 def load_examples(
-    source: str, split: Split, url: str = E2E_URL, columns: Columns = USUAL
+    source: str,
+    split: Split,
+    url: str = E2E_URL,
+    columns: Columns = USUAL,
+    left_out: LeftOut | None = None,
 ) -> list[Example]:
     """Read one split of one source: `e2e`, `sample`, a file, or a folder; see the module.
 
@@ -85,7 +97,7 @@ def load_examples(
     if source == "sample":
         data = read_bytes(tiny.SAMPLE / member, f"sample {member}")
         return read_csv(data, f"sample {member}", columns)
-    return _load_path(source, split, columns)
+    return _load_path(source, split, columns, left_out)
 
 
 def group_references(examples: Iterable[Example]) -> list[tuple[Table, list[str]]]:
@@ -104,7 +116,9 @@ def e2e_available() -> bool:
         return False
 
 
-def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
+def _load_path(
+    source: str, split: Split, columns: Columns, left_out: LeftOut | None
+) -> list[Example]:
     path = Path(source)
     name = shown(source)
     try:
@@ -118,7 +132,7 @@ def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
     chosen = files.get("train" if holds_out else split)
     if chosen is None:
         raise DataError(f"{name}: no {split} split in it")
-    examples = [example for file in chosen for example in read_examples(file, columns)]
+    examples = [example for file in chosen for example in read_examples(file, columns, left_out)]
     if not holds_out:
         return examples
     dev = _held_out(examples)

@@ -11,6 +11,7 @@ line and what is wrong.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from mingpt_prefix.data.corpora import dart_examples, read_webnlg
 from mingpt_prefix.data.parsing import (
+    LeftOut,
     checked_example,
     decode,
     located,
@@ -50,8 +52,11 @@ class Columns:
 USUAL = Columns()
 
 
-def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
-    """Read a .csv, .tsv, .txt, .jsonl, .json or .xml file whole.
+def read_examples(
+    path: Path, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
+    """Read a .csv, .tsv, .txt, .jsonl, .json or .xml file whole; what WebNLG's and DART's hold
+    beside examples is counted in `left_out`.
 
     Raises:
         DataError: naming the file, the line and what is wrong.
@@ -60,10 +65,12 @@ def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{name}: the name must end in {', '.join(_READERS)}")
-    return reader(read_bytes(path, name), name, columns)
+    return reader(read_bytes(path, name), name, columns, left_out)
 
 
-def read_csv(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_csv(
+    data: bytes, name: str, columns: Columns = USUAL, _left_out: object = None
+) -> list[Example]:
     """Read CSV bytes by the names of their columns; `name` is for messages.
 
     Raises:
@@ -120,7 +127,9 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
     return read_own
 
 
-def read_bars(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_bars(
+    data: bytes, name: str, columns: Columns = USUAL, _left_out: object = None
+) -> list[Example]:
     """Read one `name : The Mill | Type : pub||The Mill is a pub.` a line; blank lines are skipped.
 
     Raises:
@@ -141,25 +150,29 @@ def read_bars(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]
     return not_empty(examples, name)
 
 
-def read_jsonl(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_jsonl(
+    data: bytes, name: str, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
     """Read one `{"table": {...}, "text": "..."}` a line; blank lines are skipped.
 
     Raises:
         DataError: naming the file, the line and what is wrong.
     """
-    examples = []
+    examples, counts = [], Counter()
     # Not splitlines: it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(decode(data, name).split("\n"), 1):
         where = f"{name}: line {number}"
         try:
             if line.strip():
-                examples += located(_examples_from_json(parse_json(line), columns), where)
+                examples += located(_examples_from_json(parse_json(line), columns, counts), where)
         except MingptPrefixError as error:
             raise DataError(f"{where}: {error}") from None
-    return not_empty(examples, name)
+    return not_empty(examples, name, counts, left_out)
 
 
-def read_json(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_json(
+    data: bytes, name: str, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
     """Read a JSON list of `{"table": {...}, "text": "..."}`, or of DART's items.
 
     Raises:
@@ -170,13 +183,13 @@ def read_json(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]
         items = parse_json(text)
         if not isinstance(items, list):
             raise DataError("a list of objects is expected")
-        examples = []
+        examples, counts = [], Counter()
         for number, item in enumerate(items, 1):
             where = f"{name}: item {number}"
-            examples += located(_examples_from_json(item, columns), where)
+            examples += located(_examples_from_json(item, columns, counts), where)
     except MingptPrefixError as error:
         raise DataError(f"{where}: {error}") from None
-    return not_empty(examples, name)
+    return not_empty(examples, name, counts, left_out)
 
 
 def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]]:
@@ -242,9 +255,9 @@ def table_from_line(line: str) -> Table:
     return table_from_json(obj)
 
 
-def _examples_from_json(obj: object, columns: Columns) -> list[Example]:
+def _examples_from_json(obj: object, columns: Columns, left_out: Counter[str]) -> list[Example]:
     if isinstance(obj, dict) and "tripleset" in obj:
-        return dart_examples(obj)
+        return dart_examples(obj, left_out)
     if columns and isinstance(obj, dict) and not isinstance(obj.get("table"), dict | list):
         return [_example_from_fields(obj, columns)]
     text_field = columns.text or "text"
