@@ -21,7 +21,7 @@ class TrainArgs:
     id of a GPT-2 on the Hugging Face hub"""
     data: tuple[str, ...] = ()
     """e2e, sample, files (.csv, .tsv, .jsonl, .json, .xml, or .txt with table||sentence lines) or
-    folders; .txt, .txt.xz for pretrain"""
+    folders; for pretrain .txt, .txt.xz, documents separated by a line <|endoftext|>"""
     input_template: str | None = None
     """what the model is given for a table, as "{title} by {author}"; kept with the prefix"""
     text_field: str | None = None
