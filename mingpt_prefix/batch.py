@@ -117,13 +117,14 @@ class Encoded:
     """One example as tokens: `ids` (T_b,) int, of which the first `prompt_length` are given and the
     others predicted.
 
-    `offset` is added to its positions. Raises ValueError for a prompt of no tokens: nothing
-    would predict the first target.
+    `offset` is added to its positions; `where` it was read, for messages. Raises ValueError for a
+    prompt of no tokens: nothing would predict the first target.
     """
 
     ids: Tensor
     prompt_length: int
     offset: int = 0
+    where: str = ""
 
     def __post_init__(self):
         if not 1 <= self.prompt_length <= len(self.ids):

@@ -110,6 +110,11 @@ class GPT2(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
+    @property
+    def padding(self) -> range:
+        """The ids of the vocabulary that are no tokens, which are read but never generated."""
+        return range(self.config.n_tokens, self.wte.num_embeddings)
+
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The input of the first block, (T, C), for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)

@@ -172,7 +172,7 @@ class AdapterFormat:
         """The model to load for a file: `given`, or a known name in `info`, never a path; raises
         `error`, of the kind or else of `what`, where there is neither."""
         if given is None and info.base not in MODELS:
-            made = "was made for a model in a folder: name that folder with --model"
+            made = "was made for a model in a folder or on the hub: name that with --model"
             raise self.error(f"the {what or self.kind} {made}")
         return info.base if given is None else given
 

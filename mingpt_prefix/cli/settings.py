@@ -9,6 +9,7 @@ from mingpt_prefix import tiny
 from mingpt_prefix.adapters.learned import text_tokens
 from mingpt_prefix.adapters.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.checkpoints.hf_format import CONFIG_FILE, read_config
+from mingpt_prefix.checkpoints.hub import known_name
 from mingpt_prefix.checkpoints.pretrained import (
     DTYPES,
     choose_attention,
@@ -43,6 +44,8 @@ _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name no
 
 def _given(args: TrainArgs, name: str) -> object:
     """The value that the flags give the setting `name`, or the flag's default."""
+    if name == "model" and args.model:
+        return known_name(args.model) or args.model
     if name != "reparam":
         return getattr(args, name)
     if args.reparam and args.no_reparam:
@@ -62,7 +65,9 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
     _check_flags_of(mode, args)
     device = choose_device(args.device)
-    model, why = (args.model, "as --model says") if args.model else _choose_model(device)
+    model, why = _given(args, "model"), "as --model says"
+    if not model:
+        model, why = _choose_model(device)
     shape = model_shape(model)
     is_tiny = shape.tokenizer in tiny.VOCABULARIES
     data = args.data or (("sample",) if is_tiny else ("e2e",))
@@ -144,7 +149,7 @@ def _choose_model(device: torch.device) -> tuple[str, str]:
 
 
 def model_shape(model: str) -> ModelConfig:
-    """The shape of a known name or of a folder; raises WeightsError for neither."""
+    """The shape of a known name, a folder or a hub id; raises WeightsError for none of them."""
     if model in MODELS:
         return MODELS[model]
     return read_config(model_folder(model) / CONFIG_FILE)

@@ -121,6 +121,8 @@ def run_training(args: TrainArgs, world: World) -> int:
         keep_freed_memory()
     model = load_base(config)
     task = load_task(config, model.config)
+    if task.note:
+        say(task.note)
     trainer = make_trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
     why_not = "they are not wanted" if not args.graphs else why_not_graphs(config, world)
     say(summary(trainer, why_not))

@@ -10,7 +10,7 @@ the text format; its name, `TEXT_FORMAT` or a template's, is saved with every pr
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
 from mingpt_prefix.errors import ConfigError, TableError, escape, printable
@@ -44,10 +44,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Example:
-    """A table and one sentence that says it."""
+    """A table and one sentence that says it; `where` they were read, as messages say it."""
 
     table: Table
     text: str
+    where: str = field(default="", compare=False)
 
 
 def parse_table(text: str) -> Table:
@@ -84,8 +85,26 @@ def parse_table(text: str) -> Table:
         return Table(tuple(slots.items()))
 
 
+def parse_bars(text: str) -> Table:
+    """Read `name : The Mill | Type : pub`, which `linearize` writes without a template.
+
+    Raises:
+        TableError: for what is no slot, and as `table_from_json`.
+    """
+    names = {printed: name for name, printed in _PRINTED_NAMES.items()}
+    slots: dict[str, str] = {}
+    for part in text.split(" | "):
+        name, colon, value = part.strip().partition(" : ")
+        if not colon or name in slots:
+            raise _error("'name : value', each name once, is expected", text, text.index(part))
+        slots[name] = value
+    return table_from_json({names.get(name, name): value for name, value in slots.items()})
+
+
 def table_from_json(obj: object) -> Table:
     """Read `{"name": "The Mill"}`, or triples: `[["The Mill", "near", "Café Rouge"]]`.
+
+    Values may be text, numbers, `true` and `false`, by these words; slots of `null` are left out.
 
     Raises:
         TableError: its position counts in the written form, as `format_table` gives it.
@@ -97,6 +116,9 @@ def table_from_json(obj: object) -> Table:
     slots: dict[str, str] = {}
     position = 0
     for name, value in obj.items():
+        if value is None:
+            continue
+        value = str(value).lower() if isinstance(value, bool) else value
         if mistake := _mistake_in_pair(name, value):
             raise TableError(f"slot '{printable(str(name))}': {mistake}", position)
         if name.strip() in slots:
@@ -176,7 +198,7 @@ def _mistake_in_pair(name: object, value: object) -> str | None:
     """Say why a pair cannot be a slot."""
     if not isinstance(name, str):
         return f"a slot name must be text, not {type(name).__name__}"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float):
         return f"a value must be text or a number, not {type(value).__name__}"
     # Compared this way round, so that NaN is refused too.
     if not isinstance(value, str) and not abs(value) < 1e300:

@@ -26,7 +26,7 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
 )
 from mingpt_prefix.data.templates import text_format_of
-from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.data.tokenizer import tokenizer_of
 from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
@@ -118,17 +118,6 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
     return load_model(model, config.device, config.dtype, config.attention)
 
 
-def tokenizer_of(model: GPT2) -> Tokenizer:
-    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
-    if model.config.tokenizer is None:
-        raise ConfigError("the model's config.json names no tokenizer")
-    tokenizer = load_tokenizer(model.config.tokenizer)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
-    return tokenizer
-
-
 def where_computed(model: GPT2) -> str:
     """On what and how `model` computes, in words."""
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
@@ -138,7 +127,7 @@ def where_computed(model: GPT2) -> str:
 def _pipeline(
     model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str
 ) -> Pipeline:
-    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
+    tokenizer, origin = tokenizer_of(model.config), f"{called}, {where_computed(model)}"
     if info is None:
         return Pipeline(model, tokenizer, origin=origin)
     return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)
