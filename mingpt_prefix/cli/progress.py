@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import drop_output, quote, say
+from mingpt_prefix.cli.terminal import drop_output, is_terminal, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -46,13 +47,17 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Ctrl-C, SIGTERM and SIGHUP land in the list; a second one of the first two ends the process
-    at once. A SIGHUP that is ignored, as `nohup` has it, still is."""
+    at once. A SIGHUP that is ignored, as `nohup` has it, still is. Only the main thread can have
+    signals."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
         numbers.append(hang_up)
-    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream and stream.isatty()]
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if is_terminal(stream)]
 
     def handle(number: int, _frame: object) -> None:
         caught.append(number)

@@ -55,8 +55,7 @@ def quote(text: str) -> str:
 
 def run_script(prog: str, program: Callable[[], int]) -> int:
     """The exit code of `program`; what goes wrong in it is one line on stderr, and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+    set_up_streams()
     try:
         return program()
     except MingptPrefixError as error:
@@ -77,6 +76,23 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
         return fail(prog, "not enough memory for this model, batch and number of beams")
 
 
+def set_up_streams() -> None:
+    """What a stream cannot show is written as an escape; one that is missing swallows all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            # Else print would write on stdout what is meant for stderr, and the next file that is
+            # opened would be given the number of the stream.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # not what a notebook has in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether it is one; a stream that cannot say so is none."""
+    return hasattr(stream, "isatty") and stream.isatty()
+
+
 def fail(prog: str, why: object) -> int:
     """Say what is wrong in one line on stderr; returns exit code 2."""
     print(f"{prog}: {why}", file=sys.stderr)
@@ -85,5 +101,5 @@ def fail(prog: str, why: object) -> int:
 
 def drop_output(stream: TextIO) -> None:
     """Nothing can be written to it any more, also not when Python flushes at its end."""
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream that is no file
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a stream that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
