@@ -122,8 +122,6 @@ def open_lines(config: SampleConfig) -> Iterator[Iterator[str]]:
     if source is None:
         yield iter([config.table] if config.table is not None else config.prompt)
     elif source == "-":
-        if not hasattr(sys.stdin, "buffer"):
-            raise DataError("stdin: it is closed, or no file")
         yield read_lines(sys.stdin.buffer, "stdin")
     else:
         name = shown(source)

@@ -96,7 +96,7 @@ def test_sampling_with_closed_streams(closed: str) -> None:
 
 def test_stdin_that_is_closed() -> None:
     done = call("sample.py", "--input", "-", *SAMPLE_FLAGS, closed="<&-")
-    assert done.returncode == 2 and done.stderr == b"sample.py: stdin: it is closed, or no file\n"
+    assert done.returncode == 2 and done.stderr == b"sample.py: -: no tables in it\n"
 
 
 class Log:
@@ -126,6 +126,58 @@ def test_a_stream_that_the_caller_closed(flags, tmp_path: Path) -> None:
     with contextlib.redirect_stdout(out):
         assert train.main(flags) == 0
     assert_ended(tmp_path / "run")
+
+
+# What is written to files, pipes and terminals
+
+PRICE = "name[The Mill], eatType[pub], priceRange[£20-25]"
+SPOKEN = "from mingpt_prefix.cli import terminal; "
+SPOKEN += "text = '\\u00a3 \\u2013 \\u6771\\u4eac'; "
+SPOKEN += "terminal.run_script('x', lambda: terminal.say(text) or terminal.fail('x', text))"
+
+
+def test_sentences_in_a_file_are_utf8(tmp_path: Path) -> None:
+    (tmp_path / "refs.txt").write_text("It costs £20-25.\n", encoding="utf-8")
+    flags = (*SAMPLE_FLAGS[:4], "--device", "cpu", "--max-new-tokens", "40")
+    said = call("sample.py", "--table", PRICE, *flags, PYTHONIOENCODING="cp1252").stdout
+    assert "£" in said.decode()
+    (tmp_path / "said.txt").write_bytes(said)
+    metrics = ["-m", "mingpt_prefix.metrics", "said.txt", "refs.txt", "--metrics", "bleu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *metrics], cwd=tmp_path, check=True, env=environment)
+
+
+NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "utf-16"},
+        {"PYTHONIOENCODING": "shift_jis:strict"},
+        {"LC_ALL": "C", **NO_UTF8},
+        {"LC_ALL": "POSIX", "PYTHONIOENCODING": ":strict", **NO_UTF8},
+    ],
+)
+def test_files_and_pipes_are_utf8(changes: dict[str, str], tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", SPOKEN],
+            cwd=ROOT, stdout=out, stderr=subprocess.PIPE, env={**os.environ, **changes},
+        )  # fmt: skip
+    assert (tmp_path / "out").read_bytes().decode() == f"£ – 東京{os.linesep}"
+    assert done.stderr.decode() == f"x: £ – 東京{os.linesep}"
+
+
+def test_a_terminal_keeps_its_encoding() -> None:
+    ours, theirs = pytest.importorskip("pty").openpty()
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-c", SPOKEN]
+    subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    assert os.read(ours, 100).rstrip() == b"\xa3 \\u2013 \\u6771\\u4eac"
+    os.close(ours)
 
 
 # Notebooks and threads

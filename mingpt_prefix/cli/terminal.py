@@ -77,15 +77,17 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
 
 
 def set_up_streams() -> None:
-    """What a stream cannot show is written as an escape; one that is missing swallows all."""
-    for name in ("stdout", "stderr"):
+    """What goes to a file or a pipe is UTF-8, and what a terminal cannot show is written as an
+    escape; a stream that is missing is empty, and swallows all."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
             # Else print would write on stdout what is meant for stderr, and the next file that is
             # opened would be given the number of the stream.
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):  # not what a notebook has in its place
-            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="ignore"))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):  # a notebook has something else
+            encoding = None if is_terminal(stream) else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def is_terminal(stream: TextIO) -> bool:
