@@ -21,6 +21,7 @@ from mingpt_prefix import kernels, tiny
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.checkpoints import hub
 from mingpt_prefix.checkpoints.atomic_write import part_of, swap_in, sync_folder
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.checkpoints.hf_format import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -179,6 +180,8 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
 def model_folder(given: str | Path) -> Path:
     """The path of a model's folder; raises WeightsError where there is no folder of that name."""
     folder = Path(given)
+    if str(given) and (other := instead_of("model", folder)):
+        raise WeightsError(f"{shown(given)}: {other}")
     try:
         if folder.is_dir() and str(given):
             return folder

@@ -38,6 +38,8 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
         how = " Each step is a CUDA graph."
         if why_not_graphs is not None:
             how = f" Steps are no CUDA graphs: {why_not_graphs}."
+    if not trainer.dev_set:
+        how += " No table is held out: there is no dev loss, and no score."
     return (
         f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
         f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"
@@ -138,23 +140,37 @@ def resume_command(run: RunFolder) -> str:
     return f"python train.py --resume {shlex.quote(str(run.path))}"
 
 
+def rise(log: Sequence[dict]) -> str:
+    """Whether the losses of log.jsonl's lines ended above where they began, in words, or ""."""
+    losses = [line["loss"] for line in log]
+    last = losses[-max(1, len(losses) // 10) :]
+    end = sum(last) / len(last) if last else 0.0
+    if not losses or end < 1.1 * losses[0]:  # a tenth is chance
+        return ""
+    return f"The loss began at {losses[0]:.3f} and ended at {end:.3f}: a lower --lr may learn more."
+
+
 def say_result(
     trainer: Trainer,
     score: Score,
     seconds: float,
     run: RunFolder,
+    log: Sequence[dict],
     drawn: bool,
     example: str,
 ) -> None:
     """What a run has come to: its score, a sample, what was written, and what to try next.
 
-    `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
+    `log`: the lines of its log.jsonl; `drawn`: whether there is a picture; `example`: a table as
+    sample.py takes it.
     """
     config = trainer.config
     after = f" After training: {score.line}." if score.line else ""
     say(f"Trained in {seconds:.0f} s.{after}")
     for line in score.sample:
         say(f"  {line}")
+    if risen := rise(log):
+        say(risen)
     made = [run.lora_file] if config.has_lora else []
     made += [run.prefix_file] if config.has_prefix else []
     written = " and ".join(map(str, made or [run.model_folder]))

@@ -16,6 +16,8 @@ from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
 _BOX = re.compile(r"[─-╿]+")
+# A title that its text begins with again.
+_TWICE = re.compile(r"^(.{8,}?) (?=\1)", re.IGNORECASE)
 # What torch says; not every message with "memory" in it means this.
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
@@ -40,6 +42,7 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
         if end.code in (0, None):
             raise
     text = " ".join(_BOX.sub(" ", said.getvalue()).split())
+    text = _TWICE.sub("", text)
     raise ConfigError(text or "the flags cannot be read")
 
 

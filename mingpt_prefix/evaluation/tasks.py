@@ -16,7 +16,7 @@ from mingpt_prefix.data.datasets import group_references, load_split
 from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
-from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
+from mingpt_prefix.data.tables import TEXT_FORMAT, format_table, slot_names
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.errors import ConfigError
@@ -39,10 +39,12 @@ class Score:
 
 
 class Task(Protocol):
-    """Examples to train on and to take the dev loss on, and a score of what was learned."""
+    """Examples to train on and to take the dev loss on, the names of their slots, and a score of
+    what was learned."""
 
     train_set: Sequence[Encoded]
     dev_set: Sequence[Encoded]
+    slots: tuple[str, ...]
 
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         """How good `model` is at the task, with `prefix`."""
@@ -97,6 +99,7 @@ class TableTask:
         examples = load_split(data, "train", columns)
         if limit:
             examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
+        self.slots = slot_names(e.table for e in examples)
         self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
         self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
         is_known = set(data) <= {"e2e", "sample"} and not is_template
@@ -131,7 +134,7 @@ class TableTask:
 class TextTask:
     """Plain text; scored by bits per byte of the held-out documents."""
 
-    example = ""  # there is no table
+    example, slots = "", ()  # there is no table
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus, self.train_set = corpus, corpus.train
