@@ -125,7 +125,8 @@ class TrainConfig:
     whose rows training starts from, `init_digest` the SHA-256 of those. `lora_targets` are the
     weights that LoRA changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out)
     times `lora_alpha` / `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the
-    peak learning rate of those where a prefix has `lr`; 0: the same.
+    peak learning rate of those where a prefix has `lr`; 0: the same. `slots` are the names of those
+    that training's tables have, where they are a fixed set.
     """
 
     mode: Mode
@@ -164,6 +165,7 @@ class TrainConfig:
     grad_checkpoint: bool = False
     input_template: str = ""
     text_field: str = ""
+    slots: tuple[str, ...] = ()
     seed: int = _number("not be negative", 0)
     device: str = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"

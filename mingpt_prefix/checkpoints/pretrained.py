@@ -21,6 +21,7 @@ from mingpt_prefix import kernels, tiny
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.checkpoints import hub
 from mingpt_prefix.checkpoints.atomic_write import part_of, swap_in, sync_folder
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.checkpoints.hf_format import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -190,6 +191,8 @@ def model_folder(given: str | Path) -> Path:
         WeightsError: where there is neither, or the hub's model is no GPT-2.
     """
     folder = Path(given)
+    if str(given) and (other := instead_of("model", folder)):
+        raise WeightsError(f"{shown(given)}: {other}")
     try:
         if folder.is_dir() and str(given):
             return folder

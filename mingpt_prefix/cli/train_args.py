@@ -54,7 +54,7 @@ class TrainArgs:
     """of what goes into LoRA's products, in training"""
     lora_lr: float | None = None
     """LoRA's own learning rate beside a prefix, which has --lr"""
-    lr: float | None = None
+    lr: Annotated[float | None, tyro.conf.arg(aliases=("--learning-rate",))] = None
     epochs: float | None = None
     max_steps: int | None = None
     """end after so many steps, whatever --epochs says"""

@@ -112,7 +112,7 @@ def e2e_available() -> bool:
     """Whether the cache holds the official E2E release, intact; nothing is downloaded."""
     try:
         return _is_official((cache_dir() / _E2E_FILE).read_bytes())
-    except OSError:
+    except (OSError, DataError):
         return False
 
 

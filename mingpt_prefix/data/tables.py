@@ -9,8 +9,13 @@ the text format; its name, `TEXT_FORMAT` or a template's, is saved with every pr
 
 import json
 import re
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+=======
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+>>>>>>> 8da94ba1c53228fc86de5542987ab98ddab90e39
 
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
 from mingpt_prefix.errors import ConfigError, TableError, escape, printable
@@ -24,6 +29,7 @@ _PRINTED_NAMES = {
 }
 _ELLIPSES = ("...", "…")
 _CONTEXT = 20
+_MAX_NAMES = 100
 # Control characters, line and paragraph separators, and halves of surrogate pairs: none of them
 # can be shown on one line, and the last cannot be encoded at all.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -182,6 +188,23 @@ def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
         return "".join(" | " + " : ".join(triple) for triple in table.slots)
     slots = (f"{_PRINTED_NAMES.get(name, name)} : {value}" for name, value in table.slots)
     return " " + " | ".join(slots)
+
+
+def slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
+    """The names of the tables' slots, sorted; none for triples, and for names without number."""
+    found: set[str] = set()
+    for table in tables:
+        found.update(name for name, *_ in table.slots)
+        if table.is_triples or len(found) > _MAX_NAMES:
+            return ()
+    return tuple(sorted(found))
+
+
+def unseen_slots(table: Table, seen: Iterable[str]) -> list[str]:
+    """The names of `table`'s slots that are not among those `seen`: `eatType` is as good as `Type`,
+    which a model reads for it."""
+    known = {_PRINTED_NAMES.get(name, name) for name in seen}
+    return [name for *_, name, _ in table.slots if _PRINTED_NAMES.get(name, name) not in known]
 
 
 def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:

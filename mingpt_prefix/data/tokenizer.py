@@ -59,7 +59,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         return Tokenizer(name, _from_ranks(name, tiny.VOCABULARIES[name].read_bytes()))
     if name != "gpt2":
         raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny-1024, tiny")
-    folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(cache_dir() / "tiktoken")
+    folder = os.environ["TIKTOKEN_CACHE_DIR"]
     try:
         return Tokenizer(name, tiktoken.get_encoding("gpt2"))
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
-from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
+from mingpt_prefix.data.tables import TEXT_FORMAT, format_table, slot_names
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.evaluation.faults import faults
@@ -39,13 +39,19 @@ class Score:
 
 
 class Task(Protocol):
+<<<<<<< HEAD
     """Examples to train on and to take the dev loss on, and a score of what was learned; `note`
     says what of the data is in neither, or "".
     """
+=======
+    """Examples to train on and to take the dev loss on, the names of their slots, and a score of
+    what was learned."""
+>>>>>>> 8da94ba1c53228fc86de5542987ab98ddab90e39
 
     note: str
     train_set: Sequence[Encoded]
     dev_set: Sequence[Encoded]
+    slots: tuple[str, ...]
 
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         """How good `model` is at the task, with `prefix`."""
@@ -100,6 +106,7 @@ class TableTask:
         self.note = f"Of the data {told_left_out(left_out)}." if left_out else ""
         if limit:
             examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
+        self.slots = slot_names(e.table for e in examples)
         self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
         self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
         is_known = set(data) <= {"e2e", "sample"} and not is_template
@@ -134,7 +141,7 @@ class TableTask:
 class TextTask:
     """Plain text; scored by bits per byte of the held-out documents."""
 
-    example = ""  # there is no table
+    example, slots = "", ()  # there is no table
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus, self.train_set, self.note = corpus, corpus.train, corpus.note

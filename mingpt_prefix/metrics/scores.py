@@ -11,10 +11,12 @@ own, and an empty line between items.
 
 import json
 import math
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -88,7 +90,12 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
             numbers.
     """
     # Imported here: nltk takes a second, and not every command scores.
-    from nltk.translate.bleu_score import brevity_penalty, closest_ref_length, modified_precision
+    with _some_home():
+        from nltk.translate.bleu_score import (
+            brevity_penalty,
+            closest_ref_length,
+            modified_precision,
+        )
 
     _check_counts(hypotheses, references)
     matches, lengths, nearest = dict.fromkeys(_ORDERS, 0), [], 0
@@ -106,6 +113,19 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         for n in _ORDERS
     )
     return min(1.0, brevity_penalty(nearest, totals[1]) * math.exp(math.fsum(logs)))
+
+
+@contextmanager
+def _some_home() -> Iterator[None]:
+    """A home folder for nltk's downloader, whose import fails where a user has none."""
+    is_missing = os.path.expanduser("~") == "~"
+    if is_missing:
+        os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        if is_missing:
+            del os.environ["HOME"]
 
 
 def nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -19,6 +19,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -71,7 +72,9 @@ def serve(config: SampleConfig) -> int:
             )
         )
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
-        before = {n: signal.signal(n, _ignore) for n in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()  # it alone has signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        before = {number: signal.signal(number, _ignore) for number in numbers}
         print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
         names = ", ".join(served.name for served in models)
         print(f"Serving {names} at {where} until Ctrl-C.", file=sys.stderr, flush=True)
