@@ -74,7 +74,7 @@ def _require_triton(qkv: Tensor) -> None:
 def bind(
     backend: str,
     n_tokens: int,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -85,14 +85,14 @@ def bind(
     The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError as
     `prefix_attention` does, some of it when the function is called.
     """
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    layout = (cu_seqlens, prefix_starts, prefix_ids, prefix_from)
     _check_backend(backend)
     check_layout(n_tokens, *layout, max_seq_len)
     if backend == "reference":
         plan = PaddedPlan(n_tokens, *layout, max_seq_len)
 
     def attend(qkv: Tensor, prefix_kv: Tensor) -> Tensor:
-        check_kv(qkv, prefix_kv, n_tokens, seq_starts, prefix_starts)
+        check_kv(qkv, prefix_kv, n_tokens, cu_seqlens, prefix_starts)
         if backend == "reference":
             return plan(qkv, prefix_kv)
         _require_triton(qkv)
@@ -106,7 +106,7 @@ def bind(
 def prefix_attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -123,7 +123,7 @@ def prefix_attention(
             are looked at where that is free, on the CPU: offsets must not fall or pass what they
             count, ids must name a prefix, and max_seq_len must not be passed.
     """
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    layout = (cu_seqlens, prefix_starts, prefix_ids, prefix_from)
     return bind(_resolve(backend, qkv), len(qkv), *layout, max_seq_len)(qkv, prefix_kv)
 
 

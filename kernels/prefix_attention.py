@@ -51,7 +51,7 @@ def _attend(b_q, b_k, b_v, m_seen, b_out, b_max, b_sum, scale, MASKED: tl.conste
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _forward_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     qkv_token, qkv_part, qkv_head, prefix_part, prefix_row, prefix_head, n_tokens, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -61,11 +61,11 @@ def _forward_kernel(
     head, seq = tl.program_id(1), tl.program_id(2)
     p_out += head * D
     if seq == tl.num_programs(2) - 1:
-        clear_tail(p_out, p_seq_starts + seq, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
+        clear_tail(p_out, p_cu_seqlens + seq, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
         p_lse += tl.cast(head, tl.int64) * n_tokens
-        clear_tail(p_lse, p_seq_starts + seq, n_tokens, 1, 1, BLOCK_M, 1)
+        clear_tail(p_lse, p_cu_seqlens + seq, n_tokens, 1, 1, BLOCK_M, 1)
         return
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -114,7 +114,7 @@ def _d_query(b_q, b_k, b_v, b_do, b_lse, b_delta, m_seen, b_dq, scale, MASKED: t
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _query_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     p_d_out, p_d_qkv, p_delta, qkv_token, qkv_part, qkv_head, prefix_part, prefix_row,
     prefix_head, d_out_token, d_out_head, n_tokens, scale, H: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -126,9 +126,9 @@ def _query_kernel(
     if seq == tl.num_programs(2) - 1:
         for part in range(3):
             p_d = p_d_qkv + part * H * D
-            clear_tail(p_d, p_seq_starts + seq, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
+            clear_tail(p_d, p_cu_seqlens + seq, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
         return
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -191,14 +191,14 @@ def _d_key(
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _key_kernel(
-    p_qkv, p_seq_starts, p_lse, p_delta, p_d_out, p_d_qkv, qkv_token, qkv_part, qkv_head,
+    p_qkv, p_cu_seqlens, p_lse, p_delta, p_d_out, p_d_qkv, qkv_token, qkv_part, qkv_head,
     d_out_token, d_out_head, n_tokens, scale, H: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a block of BLOCK_M keys and values, over BLOCK_N queries at a time."""
     first = tl.program_id(0) * BLOCK_M
     head, seq = tl.program_id(1), tl.program_id(2)
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -280,18 +280,18 @@ def launch_backward(
 def _attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
     max_seq_len: int,
 ) -> tuple[Tensor, Tensor]:
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    layout = (cu_seqlens, prefix_starts, prefix_ids, prefix_from)
     return launch_forward(qkv, prefix_kv, layout, max_seq_len)
 
 
 @_attention.register_fake
-def _(qkv, prefix_kv, seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len):
+def _(qkv, prefix_kv, cu_seqlens, prefix_starts, prefix_ids, prefix_from, max_seq_len):
     n_tokens, _, n_head, head_dim = qkv.shape
     lse = qkv.new_empty(n_head, n_tokens, dtype=torch.float32)
     return qkv.new_empty(n_tokens, n_head, head_dim), lse
@@ -304,7 +304,7 @@ def _gradients(
     prefix_kv: Tensor,
     out: Tensor,
     lse: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -315,7 +315,7 @@ def _gradients(
     """The gradients of qkv and prefix_kv; of 0 elements where they are not wanted."""
     if d_out.stride(2) != 1:
         d_out = d_out.contiguous()  # a sum's gradient is one number, seen T * H * D times
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    layout = (cu_seqlens, prefix_starts, prefix_ids, prefix_from)
     inputs = (d_out, qkv, prefix_kv, (out, lse), layout, max_seq_len)
     d_qkv, delta = launch_backward(*inputs) if of_qkv else (qkv.new_empty(0), None)
     if not of_prefix:
@@ -355,12 +355,12 @@ _attention.register_autograd(_backward, setup_context=_save)
 def prefix_attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
     max_seq_len: int,
 ) -> Tensor:
     """As `reference.prefix_attention`; arguments are checked by `kernels.prefix_attention`."""
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
+    layout = (cu_seqlens, prefix_starts, prefix_ids, prefix_from)
     return _attention(qkv, prefix_kv, *layout, max_seq_len)[0]

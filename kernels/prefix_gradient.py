@@ -32,7 +32,7 @@ _COUNTS = ["n_tokens", "n_rows", "n_units", "units_per_split", "blocks_per_seq"]
 
 @triton.jit(do_not_specialize=_COUNTS)
 def _prefix_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     p_d_out, p_delta, p_sums, qkv_token, qkv_head, prefix_part, prefix_row, prefix_head,
     d_out_token, d_out_head, n_tokens, n_rows, n_units, units_per_split, blocks_per_seq, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -54,7 +54,7 @@ def _prefix_kernel(
     first_unit = split * units_per_split
     for unit in range(first_unit, tl.minimum(first_unit + units_per_split, n_units)):
         seq, m = unit // blocks_per_seq, (unit % blocks_per_seq) * BLOCK_M
-        start, length = locate_sequence(p_seq_starts, seq)
+        start, length = locate_sequence(p_cu_seqlens, seq)
         own, n_own = locate_prefix(p_prefix_starts, p_prefix_ids, seq)
         seen_from = tl.load(p_prefix_from + seq)
         late = seen_from < tl.minimum(m + BLOCK_M, length)

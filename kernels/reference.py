@@ -43,15 +43,15 @@ class PaddedPlan:
     def __init__(
         self,
         n_tokens: int,
-        seq_starts: Tensor,
+        cu_seqlens: Tensor,
         prefix_starts: Tensor,
         prefix_ids: Tensor,
         prefix_from: Tensor,
         max_seq_len: int,
     ):
-        device = seq_starts.device
-        lengths = seq_starts.diff()
-        self.n_tokens, self.n_used = n_tokens, int(seq_starts[-1])
+        device = cu_seqlens.device
+        lengths = cu_seqlens.diff()
+        self.n_tokens, self.n_used = n_tokens, int(cu_seqlens[-1])
         self.grid = (lengths.numel(), max_seq_len)
         column = torch.arange(max_seq_len, device=device)
         self.slots = None  # None: the packed rows are the grid already
@@ -105,7 +105,7 @@ class PaddedPlan:
 def prefix_attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -115,14 +115,14 @@ def prefix_attention(
 
     qkv (T, 3, H, D): queries, keys and values as `c_attn` wrote them.
     prefix_kv (2, R, H, D): keys, then values, of all prefixes one after the other.
-    seq_starts (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
+    cu_seqlens (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
     prefix_ids (B,): the prefix each sequence sees, -1 for none.
     prefix_from (B,): the first of the sequence's tokens whose query sees the prefix.
     max_seq_len: at least the longest sequence's length.
 
     Returns (T, H, D); rows after the last sequence are 0.
     """
-    plan = PaddedPlan(len(qkv), seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len)
+    plan = PaddedPlan(len(qkv), cu_seqlens, prefix_starts, prefix_ids, prefix_from, max_seq_len)
     return plan(qkv, prefix_kv)
 
 

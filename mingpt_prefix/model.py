@@ -131,7 +131,7 @@ class GPT2(nn.Module):
         shape = (self.config.n_layer, 2, n_rows, self.config.n_head, self.config.head_dim)
         if prefix is None:
             kv = self.wte.weight.new_zeros(shape)
-            starts = layout.seq_starts.new_zeros(1)
+            starts = layout.cu_seqlens.new_zeros(1)
         elif prefix.kv.shape != shape:
             raise ValueError(f"prefix: expected shape {shape}, got {tuple(prefix.kv.shape)}")
         else:
@@ -139,7 +139,7 @@ class GPT2(nn.Module):
         call = kernels.bind(
             self.attention,
             n_tokens,
-            layout.seq_starts,
+            layout.cu_seqlens,
             starts,
             layout.prefix_ids,
             layout.prefix_from,

@@ -92,8 +92,8 @@ def test_a_row_of_numbers_and_back() -> None:
     for name in ("tokens", "positions", "target_index", "target_tokens"):
         own = getattr(batch, name)
         assert torch.equal(getattr(found, name)[: len(own)], own)
-    assert torch.equal(found.layout.seq_starts[:6], batch.layout.seq_starts)
-    assert set(found.layout.seq_starts[6:].tolist()) == {len(batch.tokens)}
+    assert torch.equal(found.layout.cu_seqlens[:6], batch.layout.cu_seqlens)
+    assert set(found.layout.cu_seqlens[6:].tolist()) == {len(batch.tokens)}
     assert found.layout.prefix_ids.tolist() == [0] * 5 + [-1] * 3
     assert set(found.target_tokens[batch.n_targets :].tolist()) == {IGNORE_INDEX}
 

@@ -50,12 +50,12 @@ def offsets(sizes: list[int]) -> Tensor:
 
 def one_query_at_a_time(qkv: Tensor, prefix_kv: Tensor, case: Case) -> Tensor:
     """What the contract says, said as slowly: for each query the list of keys it sees."""
-    seq_starts, prefix_starts, ids, froms = (t.tolist() for t in case.arguments()[:4])
+    cu_seqlens, prefix_starts, ids, froms = (t.tolist() for t in case.arguments()[:4])
     out = torch.zeros_like(qkv[:, 0])
     for b, length in enumerate(case.lengths):
         for i in range(length):
-            t = seq_starts[b] + i
-            seen = [(qkv[s, 1], qkv[s, 2]) for s in range(seq_starts[b], t + 1)]
+            t = cu_seqlens[b] + i
+            seen = [(qkv[s, 1], qkv[s, 2]) for s in range(cu_seqlens[b], t + 1)]
             if ids[b] >= 0 and i >= froms[b]:
                 rows = range(prefix_starts[ids[b]], prefix_starts[ids[b] + 1])
                 seen += [(prefix_kv[0, r], prefix_kv[1, r]) for r in rows]

@@ -50,7 +50,7 @@ def prefix_shares(
     attend = model.bind_attention(len(tokens), layout, prefix)
     plan = reference.PaddedPlan(
         len(tokens),
-        layout.seq_starts,
+        layout.cu_seqlens,
         prefix.starts,
         layout.prefix_ids,
         layout.prefix_from,
