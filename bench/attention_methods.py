@@ -99,7 +99,8 @@ def packed(shape: Shape, backend: str, qkv: Tensor, kv: Tensor, d_out: Tensor) -
     rows = torch.tensor([0, shape.prefix], dtype=torch.int32, device=device)
     zeros = torch.zeros(count, dtype=torch.int32, device=device)
     leaves = (qkv.clone().requires_grad_(), kv.clone().requires_grad_())
-    attend = kernels.bind(backend, len(qkv), starts, rows, zeros, zeros, shape.width)
+    layout = kernels.Layout(starts, zeros, zeros, shape.width)
+    attend = kernels.bind(backend, len(qkv), layout, rows)
     return Call(leaves, lambda: attend(*leaves), d_out, lambda out, grads: (out, *grads))
 
 

@@ -10,7 +10,6 @@ bench/attention.py does, and then timed by replays of a CUDA graph. Kernels are 
 each choice's by a process of its own: the compiler itself may crash.
 """
 
-import importlib
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,8 @@ from triton.errors import TritonError
 
 from mingpt_prefix import kernels
 from mingpt_prefix.checkpoints.pretrained import choose_device
-from mingpt_prefix.kernels import blocks
+from mingpt_prefix.kernels import attention as attention_kernels
+from mingpt_prefix.kernels import blocks, prefix_gradient
 
 Choice = tuple[int, int, int, int, int]  # queries, keys, prefix rows, warps, stages
 
@@ -47,11 +47,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
     ),
 }  # fmt: skip
 _COMPILERS = 12
-# The package has a function of the first one's name.
-KERNELS = [
-    importlib.import_module(f"mingpt_prefix.kernels.{name}")
-    for name in ("prefix_attention", "prefix_gradient")
-]
+KERNELS = (attention_kernels, prefix_gradient)
 
 
 @dataclass(frozen=True)

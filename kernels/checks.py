@@ -7,6 +7,8 @@ where reading them waits for nothing, and not while `torch.compile` traces.
 import torch
 from torch import Tensor
 
+from mingpt_prefix.kernels.layout import Layout
+
 
 def _fail(name: str, what: str) -> None:
     raise ValueError(f"{name}: {what}")
@@ -68,19 +70,13 @@ def _check_prefix_kv(qkv: Tensor, prefix_kv: Tensor, prefix_starts: Tensor) -> N
         _fail("prefix_starts", f"ends at {int(prefix_starts[-1])} of {prefix_kv.shape[1]} rows")
 
 
-def check_layout(
-    n_tokens: int,
-    cu_seqlens: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-    prefix_from: Tensor,
-    max_seq_len: int,
-) -> None:
-    """What does not differ between layers; arguments as `prefix_attention`, n_tokens = T."""
+def check_layout(n_tokens: int, layout: Layout, prefix_starts: Tensor) -> None:
+    """What does not differ between layers; arguments as `kernels.bind`."""
+    cu_seqlens, max_seq_len = layout.cu_seqlens, layout.max_seq_len
     _check_starts("cu_seqlens", cu_seqlens)
     n_seqs, device = len(cu_seqlens) - 1, cu_seqlens.device
-    _check_prefixes(prefix_starts, prefix_ids, n_seqs, device)
-    _check_ints("prefix_from", prefix_from, (n_seqs,), device)
+    _check_prefixes(prefix_starts, layout.prefix_ids, n_seqs, device)
+    _check_ints("prefix_from", layout.prefix_from, (n_seqs,), device)
     if max_seq_len < 0:
         _fail("max_seq_len", f"must not be negative, got {max_seq_len}")
     if _are_readable(cu_seqlens):
@@ -94,12 +90,12 @@ def check_layout(
 
 
 def check_kv(
-    qkv: Tensor, prefix_kv: Tensor, n_tokens: int, cu_seqlens: Tensor, prefix_starts: Tensor
+    qkv: Tensor, prefix_kv: Tensor, n_tokens: int, layout: Layout, prefix_starts: Tensor
 ) -> None:
     """One layer's tensors, beside a layout that was checked."""
     _check_rows("qkv", qkv, (n_tokens, 3, "H", "D"))
-    if qkv.device != cu_seqlens.device:
-        _fail("cu_seqlens", f"is on {cu_seqlens.device}, qkv on {qkv.device}")
+    if qkv.device != (device := layout.cu_seqlens.device):
+        _fail("cu_seqlens", f"is on {device}, qkv on {qkv.device}")
     _check_prefix_kv(qkv, prefix_kv, prefix_starts)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mingpt_prefix.kernels import Layout
+
 
 @dataclass(frozen=True)
 class PrefixKV:
@@ -57,24 +59,6 @@ class PrefixKV:
     def to(self, *args, **kwargs) -> "PrefixKV":
         kv = self.kv.to(*args, **kwargs)
         return PrefixKV(kv, self.starts.to(kv.device))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where B packed sequences lie, which prefix each sees, and from which of its tokens on.
-
-    cu_seqlens (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
-    max_seq_len: the length of the longest sequence, or more.
-    """
-
-    cu_seqlens: Tensor
-    prefix_ids: Tensor
-    prefix_from: Tensor
-    max_seq_len: int
-
-    def to(self, device) -> "Layout":
-        tensors = (t.to(device) for t in (self.cu_seqlens, self.prefix_ids, self.prefix_from))
-        return Layout(*tensors, self.max_seq_len)
 
 
 @dataclass(frozen=True)

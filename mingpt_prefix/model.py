@@ -136,15 +136,7 @@ class GPT2(nn.Module):
             raise ValueError(f"prefix: expected shape {shape}, got {tuple(prefix.kv.shape)}")
         else:
             kv, starts = prefix.kv, prefix.starts
-        call = kernels.bind(
-            self.attention,
-            n_tokens,
-            layout.cu_seqlens,
-            starts,
-            layout.prefix_ids,
-            layout.prefix_from,
-            layout.max_seq_len,
-        )
+        call = kernels.bind(self.attention, n_tokens, layout, starts)
         layers = kv.unbind()  # at once: a slice of each has a gradient of the whole size each
         return lambda layer, qkv: call(qkv, layers[layer])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mingpt_prefix.kernels import bind, bind_decode
+from mingpt_prefix.kernels import Layout, bind, bind_decode
 from mingpt_prefix.kernels.reference import decode_attention, prefix_attention
 
 N_HEAD, HEAD_DIM = 2, 3
@@ -159,12 +159,14 @@ def test_prefix_rows_of_another_dtype(dtype: torch.dtype) -> None:
 def test_bind() -> None:
     case = CASES["all at once"]
     qkv, kv = case.inputs()
-    attend = bind("reference", len(qkv), *case.arguments())
+    cu_seqlens, prefix_starts, *rest = case.arguments()
+    layout = Layout(cu_seqlens, *rest)
+    attend = bind("reference", len(qkv), layout, prefix_starts)
     for scale in (1.0, 0.5):  # one plan, several layers
         expected = prefix_attention(scale * qkv, kv, *case.arguments())
         assert torch.equal(attend(scale * qkv, kv), expected)
     with pytest.raises(ValueError, match="'flash' is not one of triton, reference"):
-        bind("flash", len(qkv), *case.arguments())
+        bind("flash", len(qkv), layout, prefix_starts)
 
 
 DECODE = {
