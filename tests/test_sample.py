@@ -243,7 +243,9 @@ def test_a_run_on_a_folder_needs_that_folder(call, place) -> None:
     run = make_run(place, "mine", "prefix", {}, age=0)
     shutil.copy(place / "prefix.safetensors", run)
     code, out, err = call("--table", TABLE)
-    assert code == 2 and out == [] and "or on the hub: name that with --model" in err[0] and len(err) == 1
+    assert (
+        code == 2 and out == [] and "on the hub: name that with --model" in err[0] and len(err) == 1
+    )
     code, out, _ = call("--table", TABLE, "--run", "runs/mine", "--model", "model")
     assert code == 0 and out == [expected_text(place, TABLE)]
 
@@ -328,7 +330,10 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--run", "absent"), "absent/run.json: no such file"),
         (("--table", TABLE, "--prefix", "absent"), "absent: "),
         (("--table", TABLE, "--prefix", "model"), "model: "),
-        (("--table", TABLE, "--prefix", "prefix.safetensors"), "or on the hub: name that with --model"),
+        (
+            ("--table", TABLE, "--prefix", "prefix.safetensors"),
+            "on the hub: name that with --model",
+        ),
         (("--table", TABLE, "--prefix", "prefix.safetensors", "--model", "other"), "was made for"),
         (("--input", "absent"), "absent: No such file"),
         (("--input", "model"), "model: Is a directory"),

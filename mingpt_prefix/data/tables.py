@@ -9,13 +9,8 @@ the text format; its name, `TEXT_FORMAT` or a template's, is saved with every pr
 
 import json
 import re
-<<<<<<< HEAD
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-=======
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
->>>>>>> 8da94ba1c53228fc86de5542987ab98ddab90e39
+from dataclasses import dataclass, field
 
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
 from mingpt_prefix.errors import ConfigError, TableError, escape, printable

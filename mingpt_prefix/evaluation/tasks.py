@@ -39,14 +39,8 @@ class Score:
 
 
 class Task(Protocol):
-<<<<<<< HEAD
     """Examples to train on and to take the dev loss on, and a score of what was learned; `note`
-    says what of the data is in neither, or "".
-    """
-=======
-    """Examples to train on and to take the dev loss on, the names of their slots, and a score of
-    what was learned."""
->>>>>>> 8da94ba1c53228fc86de5542987ab98ddab90e39
+    says what of the data is in neither, or ""; `slots` are the names of the examples' slots."""
 
     note: str
     train_set: Sequence[Encoded]
