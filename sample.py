@@ -51,8 +51,9 @@ def run(argv: Sequence[str] | None) -> int:
         from mingpt_prefix.serve.server import serve
 
         return serve(config)
-    if config.beside:
-        raise ConfigError("--beside goes with --serve")
+    for name in ("beside", "watch", "cors"):
+        if getattr(config, name):
+            raise ConfigError(f"--{name} goes with --serve")
     with open_lines(config) as lines:
         return write_all(config, lines)
 

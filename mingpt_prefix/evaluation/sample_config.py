@@ -65,9 +65,14 @@ class SampleConfig:
     attention: str = "auto"
     """triton, or reference (plain PyTorch), which auto means too"""
     serve: bool = False
-    """a web page and POST /generate on this machine, in place of --table and --input"""
+    """a web page and HTTP endpoints on this machine, in place of --table and --input"""
     beside: tuple[Path, ...] = ()
     """with --serve: further runs, prefix files and LoRA files to choose from"""
+    watch: Path | None = None
+    """with --serve: a folder whose prefix files, and those of the runs in it, are served as they
+    come, change and go"""
+    cors: tuple[str, ...] = ()
+    """with --serve: web origins whose pages may ask, as https://example.org; * is any"""
     host: str = "127.0.0.1"
     """with --serve: the address to listen on; other machines reach any but the default"""
     port: int = 8000
