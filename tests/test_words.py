@@ -227,16 +227,15 @@ def test_tables_that_are_too_few_to_hold_one_out(
 @pytest.mark.parametrize(
     ("flags", "is_told"),
     [
-        (("--mode", "prefix", "--no-reparam", "--lr", "5000"), True),
-        (("--mode", "finetune", "--lr", "5"), True),
-        (("--mode", "lora", "--lr", "50"), True),
-        (("--mode", "finetune", "--lr", "0.001"), False),
+        (("--model", "tiny", "--lr", "50", "--batch-size", "4", "--max-steps", "8"), True),
+        (("--model", "model", "--mode", "finetune", "--lr", "5", "--max-steps", "12"), True),
+        (("--model", "model", "--mode", "finetune", "--lr", "0.001", "--max-steps", "12"), False),
     ],
 )
 def test_a_loss_that_rose(flags, is_told: bool, place, capsys, tmp_path: Path) -> None:
-    flags = [*flags, "--model", "model", "--data", "small.csv", "--max-steps", "12"]
+    flags = [*flags, "--data", "small.csv", "--limit-examples", "24", "--device", "cpu"]
     capsys.readouterr()
-    assert train.main([*flags, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
     assert ("a lower --lr may learn more." in capsys.readouterr().out) == is_told
 
 
