@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from experiment import TestSet, trained
-from record import Record
-from report import ablation_table
+from measure.record import Record
+from quality.experiment import TestSet, trained
+from reports.quality import ablation_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device
 
@@ -76,7 +76,7 @@ def main() -> None:
                     row = trained(test, name, args.model, args.beams, *fixed, *flags)
                     row = {"group": group, "setting": setting, **dataclasses.asdict(row)}
                     record["ablation"].append(row)
-    from pictures import length_curve
+    from reports.pictures import length_curve
 
     picture = args.picture or args.out / "length.png"
     with record.part("the picture"):

@@ -11,30 +11,38 @@ the least bytes at the rate of a large copy, which means nothing where the L2 ca
 A shape that fails is recorded, and the others are timed.
 """
 
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from arithmetic import copy_rate, matmul_rate
-from attention_methods import PEERS, Call, Results, Shape, decode_by_cat, decode_inputs, inputs
-from attention_methods import packed as ours
-from attention_report import attention_table
-from e2e_lengths import examples
-from record import Record
-from timing import captured, gpu_seconds
+from measure.arithmetic import copy_rate, matmul_rate
+from measure.e2e_lengths import examples
+from measure.record import Record
+from methods.attention import (
+    PEERS,
+    Call,
+    Shape,
+    check,
+    decode_by_cat,
+    decode_inputs,
+    exact,
+    inputs,
+    time_eagerly,
+    time_passes,
+    time_replays,
+)
+from methods.attention import packed as ours
+from reports.attention import attention_table
 
 from mingpt_prefix import kernels
 from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
 from mingpt_prefix.kernels import reference
 
-CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
 WORK = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # of forward's products
-NAMES = ("out", "d_qkv", "d_prefix")
 
 
 @dataclass(frozen=True)
@@ -63,23 +71,6 @@ def shapes(on_gpu: bool, quick: bool) -> Iterator[Shape]:
                     yield Shape(f"B {count}, T {length}", (length,) * count, prefix, heads)
 
 
-def exact(shape: Shape, drawn: Results) -> Results:
-    return ours(shape, "reference", *(tensor.double() for tensor in drawn)).results()
-
-
-def check(name: str, found: Results, low: Results, wanted: Results) -> None:
-    """Errors at most twice those of the reference in the same dtype, and a little.
-
-    Raises AssertionError where they are larger: then no time would mean anything.
-    """
-    little = 1e-5 if found[0].dtype == torch.float32 else 1e-3
-    for part, own, same, true in zip(NAMES, found, low, wanted, strict=True):
-        if true.numel():
-            error = float((own.double() - true).abs().max())
-            allowed = 2 * float((same.double() - true).abs().max()) + little
-            assert error <= allowed, f"{name}: {part}: error {error:.2e}, allowed {allowed:.2e}"
-
-
 def check_all(
     shape: Shape, backend: str, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str]:
@@ -103,17 +94,6 @@ def check_all(
     return why_not
 
 
-def quantiles(run: Callable[[], object], samples: int, calls: int = 1) -> list[float]:
-    """p20, p50, p80 of the seconds that one of the `calls` in `run` takes."""
-    spent = [seconds / calls for seconds in gpu_seconds(run, samples)]
-    fifths = statistics.quantiles(spent, n=5, method="inclusive")
-    return [fifths[0], statistics.median(spent), fifths[3]]
-
-
-def replayed(run: Callable[[], object], samples: int) -> list[float]:
-    return quantiles(captured(lambda: [run() for _ in range(CALLS)]), samples, CALLS)
-
-
 def least_bytes(shape: Shape, size: int, direction: str) -> int:
     """What must be read and written once, in numbers of `size` bytes."""
     token, rows = shape.heads * shape.dim, 2 * shape.prefix * shape.heads * shape.dim
@@ -131,21 +111,11 @@ def peak(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def time_replays(call: Call, samples: int, passes: Iterable[str] = WORK) -> dict[str, list[float]]:
-    """Seconds a pass, by replays of a graph."""
-    held: list[torch.Tensor] = []
-    # On the stream that its backward is captured on.
-    forward_graph = captured(lambda: held.append(call.forward()))
-    forward_graph()
-    runs = call.passes(lambda: held[-1])
-    return {name: replayed(runs[name], samples) for name in passes}
-
-
-def time_call(call: Call, samples: int) -> dict[str, dict[str, list[float]]]:
+def time_call(call: Call, samples: int) -> dict[str, dict[str, tuple[float, ...]]]:
     """Seconds a pass: by replays of a graph, and eagerly."""
-    replay, out = time_replays(call, samples), call.forward()
+    replay, out = time_passes(call, samples, WORK), call.forward()
     return {
-        name: {"replay": replay[name], "eager": quantiles(run, samples)}
+        name: {"replay": replay[name], "eager": time_eagerly(run, samples)}
         for name, run in call.passes(lambda: out).items()
     }
 
@@ -202,8 +172,8 @@ def one_token(
                 "batch": count,
                 "context": context,
                 "method": name,
-                "replay": replayed(run, samples),
-                "eager": quantiles(run, samples),
+                "replay": time_replays(run, samples),
+                "eager": time_eagerly(run, samples),
                 "bytes_moved": numbers * dtype.itemsize * (1 if name == "ours" else 3),
                 "peak_bytes": peak(run),
             }

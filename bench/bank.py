@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from bank_report import bank_table
-from bank_tasks import References, films, restaurants, write_films
-from experiment import TRAIN
-from record import Record
+from measure.record import Record
+from quality.bank_tasks import PROSE, References, films, restaurants, write_films
+from quality.experiment import TRAIN
+from reports.bank import bank_table
 
 from mingpt_prefix.bank.pipeline import BankPipeline, open_bank
 from mingpt_prefix.bank.store import CALLS_FILE, add_prefix
@@ -38,7 +38,6 @@ from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.metrics.scores import bleu
 from mingpt_prefix.model import GPT2
 
-PROSE = Path(__file__).with_name("prose.txt")
 FLAGS = {
     "restaurants": ("--data", "sample", "--seed", "0"),
     "films": ("--data", "films", "--seed", "1", "--prefix-length", "60"),

@@ -20,12 +20,12 @@ from typing import Literal
 
 import torch
 import tyro
-from e2e_lengths import examples
-from record import Record
-from speed_methods import Args as SpeedArgs
-from speed_methods import base, configure
-from speed_report import decode_table
-from timing import timed
+from measure.e2e_lengths import examples
+from measure.record import Record
+from measure.timing import timed
+from methods.training import Args as SpeedArgs
+from methods.training import base, configure
+from reports.speed import decode_table
 
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.adapters.learned import make_encoder
@@ -81,7 +81,7 @@ def make_ours(model: GPT2, prefix: PrefixKV, new_tokens: int) -> Decoder:
 
 def make_peft(own: GPT2, config: TrainConfig, encoder: torch.nn.Module, count: int) -> Decoder:
     """Raises ImportError where PEFT is not there."""
-    import peers
+    from methods import peers
 
     peer = peers.build(own, config, encoder).to(DTYPES[config.dtype]).eval()
     # An end token no model says: rows go on to the last token.

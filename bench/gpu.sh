@@ -142,7 +142,7 @@ names=()
 while read -r file missing; do
   lacks[$file]=$missing
   names+=($missing)
-done < <("$PYTHON" bench/imports.py $(for part in "${parts[@]}"; do scripts "$part"; done) bench/peers.py)
+done < <("$PYTHON" bench/imports.py $(for part in "${parts[@]}"; do scripts "$part"; done) bench/methods/peers.py)
 if ((${#names[@]})); then
   echo "Missing: $(printf '%s\n' "${names[@]}" | sort -u | tr '\n' ' ')(bench/wheels.sh DIR fetches" \
     "packages where there is an index; then --wheels DIR)"

@@ -8,7 +8,6 @@ compiled here is what a model's shapes ask for.
 
 import argparse
 import contextlib
-import importlib
 import json
 import re
 import subprocess
@@ -24,11 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
-
-# The package has functions of these names.
-prefix = importlib.import_module("mingpt_prefix.kernels.prefix_attention")
-gradient = importlib.import_module("mingpt_prefix.kernels.prefix_gradient")
-decode = importlib.import_module("mingpt_prefix.kernels.decode_attention")
+from mingpt_prefix.kernels import Layout, attention, decode, prefix_gradient
 
 RESULTS = Path(__file__).parent / "results" / "registers.json"
 ARCHITECTURES = (80, 90)
@@ -44,8 +39,8 @@ _TYPES = {
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 KERNELS = {
-    prefix: ("_forward_kernel", "_query_kernel", "_key_kernel"),
-    gradient: ("_prefix_kernel", "_add_kernel"),
+    attention: ("_forward_kernel", "_query_kernel", "_key_kernel"),
+    prefix_gradient: ("_prefix_kernel", "_add_kernel"),
     decode: ("_decode_kernel", "_combine_kernel"),
 }
 
@@ -94,20 +89,21 @@ def launches(dtype: torch.dtype, max_seq_len: int, n_rows: int, head_dim: int = 
 
     qkv = torch.empty(n_seqs * max_seq_len, 3, n_head, head_dim, dtype=dtype)
     kv = torch.empty(2, n_rows, n_head, head_dim)  # float32: what is trained
-    layout = (ints(*range(n_seqs + 1)), ints(0, n_rows), ints(*[0] * n_seqs), ints(*[0] * n_seqs))
+    zeros, prefix_starts = ints(*[0] * n_seqs), ints(0, n_rows)
+    layout = Layout(ints(*range(n_seqs + 1)), zeros, zeros, max_seq_len)
     table = torch.zeros(n_seqs, max_seq_len, dtype=torch.int32)
     with contextlib.ExitStack() as stack:
         for module, names in KERNELS.items():
             for name in names:
                 recorder = Recorder(getattr(module, name), noted)
                 stack.enter_context(mock.patch.object(module, name, recorder))
-        output = prefix.launch_forward(qkv, kv, layout, max_seq_len)
-        inputs = (output[0], qkv, kv, output, layout, max_seq_len)
-        _, delta = prefix.launch_backward(*inputs)
-        gradient.launch_prefix_backward(*inputs, delta)
-        gradient.launch_prefix_backward(*inputs)  # as of a frozen model's first layer
+        output = attention.launch_forward(qkv, kv, layout, prefix_starts)
+        inputs = (output[0], qkv, kv, output, layout, prefix_starts)
+        _, delta = attention.launch_backward(*inputs)
+        prefix_gradient.launch_prefix_backward(*inputs, delta)
+        prefix_gradient.launch_prefix_backward(*inputs)  # as of a frozen model's first layer
         kv = kv.to(dtype)
-        decode.launch_decode(qkv[:n_seqs], kv, table, table[:, 0], kv, *layout[1:3])
+        decode.launch_decode(qkv[:n_seqs], kv, table, table[:, 0], kv, prefix_starts, zeros)
     return noted
 
 

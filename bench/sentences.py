@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from record import Record
-from report import sentences_table
+from measure.record import Record
+from reports.quality import sentences_table
 
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.pretrained import choose_device

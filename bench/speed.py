@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 import tyro
-from arithmetic import matmul_rate, step_flops
-from e2e_lengths import examples
-from record import Record
-from speed_methods import (
+from measure.arithmetic import matmul_rate, step_flops
+from measure.e2e_lengths import examples
+from measure.record import Record
+from methods.training import (
     COMPILED,
     EAGER,
     PEERS,
@@ -34,8 +34,8 @@ from speed_methods import (
     methods,
     mode_of,
 )
-from speed_report import speed_table
-from speed_workers import Worker
+from methods.workers import Worker
+from reports.speed import speed_table
 
 from mingpt_prefix.batch import batches
 from mingpt_prefix.checkpoints.pretrained import DTYPES, choose_device
@@ -176,7 +176,7 @@ def main() -> None:
             shapes[0].time([COMPILED], patience=COMPILES_S)
     if args.picture is not None:
         with record.part("the picture"):
-            from pictures import speed_chart
+            from reports.pictures import speed_chart
 
             speed_chart(record, args.picture)
     record.finish(speed_table)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import tyro
-from experiment import Row, TestSet, trained
-from record import Record
-from report import methods_table
+from measure.record import Record
+from quality.experiment import Row, TestSet, trained
+from reports.quality import methods_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
 from mingpt_prefix.data.datasets import Split, load_split

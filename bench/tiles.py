@@ -10,7 +10,6 @@ bench/attention.py does, and then timed by replays of a CUDA graph. Kernels are 
 each choice's by a process of its own: the compiler itself may crash.
 """
 
-import importlib
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,17 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import attention
 import torch
 import tyro
-from attention_methods import Shape, inputs, packed
-from e2e_lengths import examples
-from record import Record
+from measure.e2e_lengths import examples
+from measure.record import Record
+from methods.attention import Shape, check, exact, inputs, packed, time_passes
 from triton.errors import TritonError
 
 from mingpt_prefix import kernels
 from mingpt_prefix.checkpoints.pretrained import choose_device
-from mingpt_prefix.kernels import blocks
+from mingpt_prefix.kernels import attention, blocks, prefix_gradient
 
 Choice = tuple[int, int, int, int, int]  # queries, keys, prefix rows, warps, stages
 
@@ -47,11 +45,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
     ),
 }  # fmt: skip
 _COMPILERS = 12
-# The package has a function of the first one's name.
-KERNELS = [
-    importlib.import_module(f"mingpt_prefix.kernels.{name}")
-    for name in ("prefix_attention", "prefix_gradient")
-]
+KERNELS = (attention, prefix_gradient)
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def tried(
     """A row a choice, but for those that a short prefix makes equal: checked, and on a GPU timed;
     or what failed."""
     drawn = inputs(shape, device, dtype)
-    wanted, low = attention.exact(shape, drawn), packed(shape, "reference", *drawn).results()
+    wanted, low = exact(shape, drawn), packed(shape, "reference", *drawn).results()
     qkv, kv, _ = drawn
     usual = blocks.choose_tiles(qkv, kv, shape.width, direction == "forward")
     met = set()
@@ -141,10 +135,9 @@ def tried(
         with chosen(choice, direction):
             try:
                 call = packed(shape, "triton", *drawn)
-                attention.check(f"{choice}", call.results(), low, wanted)
+                check(f"{choice}", call.results(), low, wanted)
                 if device.type == "cuda":
-                    times = attention.time_replays(call, samples, [direction])
-                    row["seconds"] = times[direction]
+                    row["seconds"] = time_passes(call, samples, [direction])[direction]
             except (RuntimeError, TritonError, AssertionError) as error:
                 row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         yield row

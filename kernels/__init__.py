@@ -4,15 +4,13 @@
 many layers of the same batch does what depends on the batch's shape alone once, by `bind` and
 `bind_decode`, and calls the result for each layer.
 
-Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported where
-it is chosen, and not before: it exists for Linux alone.
+Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported only
+when it is chosen: it exists for Linux only.
 """
 
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from mingpt_prefix.kernels.checks import (
     check_kv,
     check_layout,
 )
+from mingpt_prefix.kernels.layout import Layout
 from mingpt_prefix.kernels.reference import GatherPlan, PaddedPlan
 
 BACKENDS = ("triton", "reference")
@@ -71,34 +70,25 @@ def _require_triton(qkv: Tensor) -> None:
         )
 
 
-def bind(
-    backend: str,
-    n_tokens: int,
-    seq_starts: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-    prefix_from: Tensor,
-    max_seq_len: int,
-) -> Attention:
+def bind(backend: str, n_tokens: int, layout: Layout, prefix_starts: Tensor) -> Attention:
     """The attention of one batch: a function of a layer's qkv (T, 3, H, D), prefix_kv (2, R, H, D).
 
-    The other arguments are those of `prefix_attention`; `n_tokens` is T. Raises ValueError as
+    `n_tokens` is T; `prefix_starts` (N+1,) the row offsets of the N prefixes. Raises ValueError as
     `prefix_attention` does, some of it when the function is called.
     """
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
     _check_backend(backend)
-    check_layout(n_tokens, *layout, max_seq_len)
+    check_layout(n_tokens, layout, prefix_starts)
     if backend == "reference":
-        plan = PaddedPlan(n_tokens, *layout, max_seq_len)
+        plan = PaddedPlan(n_tokens, layout, prefix_starts)
 
     def attend(qkv: Tensor, prefix_kv: Tensor) -> Tensor:
-        check_kv(qkv, prefix_kv, n_tokens, seq_starts, prefix_starts)
+        check_kv(qkv, prefix_kv, n_tokens, layout, prefix_starts)
         if backend == "reference":
             return plan(qkv, prefix_kv)
         _require_triton(qkv)
-        from mingpt_prefix.kernels.prefix_attention import prefix_attention as compute
+        from mingpt_prefix.kernels.attention import attention
 
-        return compute(qkv, prefix_kv, *layout, max_seq_len)
+        return attention(qkv, prefix_kv, layout, prefix_starts)
 
     return attend
 
@@ -106,7 +96,7 @@ def bind(
 def prefix_attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -123,8 +113,8 @@ def prefix_attention(
             are looked at where that is free, on the CPU: offsets must not fall or pass what they
             count, ids must name a prefix, and max_seq_len must not be passed.
     """
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
-    return bind(_resolve(backend, qkv), len(qkv), *layout, max_seq_len)(qkv, prefix_kv)
+    layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
+    return bind(_resolve(backend, qkv), len(qkv), layout, prefix_starts)(qkv, prefix_kv)
 
 
 def bind_decode(
@@ -151,9 +141,9 @@ def bind_decode(
         if backend == "reference":
             return plan(qkv, cache, prefix_kv)
         _require_triton(qkv)
-        from mingpt_prefix.kernels.decode_attention import decode_attention as compute
+        from mingpt_prefix.kernels.decode import decode
 
-        return compute(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
+        return decode(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
 
     return attend
 
@@ -177,20 +167,11 @@ def decode_attention(
     return bind_decode(_resolve(backend, qkv), len(qkv), *layout)(qkv, cache, prefix_kv)
 
 
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing a submodule sets it as an attribute of the package: the two whose file has the
-        # name of the function must not take the function's place.
-        if not (isinstance(value, ModuleType) and name in __all__):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
 __all__ = [
     "BACKENDS",
     "Attention",
     "DecodeAttention",
+    "Layout",
     "bind",
     "bind_decode",
     "choose_backend",

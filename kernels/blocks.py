@@ -14,8 +14,6 @@ INFINITY = tl.constexpr(float("inf"))
 # Exponentials are powers of 2, which is what the hardware computes.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-# seq_starts, prefix_starts, prefix_ids, prefix_from
-Layout = tuple[Tensor, Tensor, Tensor, Tensor]
 Pair = tuple[Tensor, Tensor]  # output (or the gradient of qkv) and log-sum-exp (or delta)
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")

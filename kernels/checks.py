@@ -7,6 +7,8 @@ where reading them waits for nothing, and not while `torch.compile` traces.
 import torch
 from torch import Tensor
 
+from mingpt_prefix.kernels.layout import Layout
+
 
 def _fail(name: str, what: str) -> None:
     raise ValueError(f"{name}: {what}")
@@ -68,38 +70,32 @@ def _check_prefix_kv(qkv: Tensor, prefix_kv: Tensor, prefix_starts: Tensor) -> N
         _fail("prefix_starts", f"ends at {int(prefix_starts[-1])} of {prefix_kv.shape[1]} rows")
 
 
-def check_layout(
-    n_tokens: int,
-    seq_starts: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-    prefix_from: Tensor,
-    max_seq_len: int,
-) -> None:
-    """What does not differ between layers; arguments as `prefix_attention`, n_tokens = T."""
-    _check_starts("seq_starts", seq_starts)
-    n_seqs, device = len(seq_starts) - 1, seq_starts.device
-    _check_prefixes(prefix_starts, prefix_ids, n_seqs, device)
-    _check_ints("prefix_from", prefix_from, (n_seqs,), device)
+def check_layout(n_tokens: int, layout: Layout, prefix_starts: Tensor) -> None:
+    """What does not differ between layers; arguments as `kernels.bind`."""
+    cu_seqlens, max_seq_len = layout.cu_seqlens, layout.max_seq_len
+    _check_starts("cu_seqlens", cu_seqlens)
+    n_seqs, device = len(cu_seqlens) - 1, cu_seqlens.device
+    _check_prefixes(prefix_starts, layout.prefix_ids, n_seqs, device)
+    _check_ints("prefix_from", layout.prefix_from, (n_seqs,), device)
     if max_seq_len < 0:
         _fail("max_seq_len", f"must not be negative, got {max_seq_len}")
-    if _are_readable(seq_starts):
-        if int(seq_starts[0]) != 0:
-            _fail("seq_starts", f"begins at {int(seq_starts[0])}, and tokens before would be lost")
-        if int(seq_starts[-1]) > n_tokens:
-            _fail("seq_starts", f"ends at {int(seq_starts[-1])} of {n_tokens} tokens")
-        longest = int(seq_starts.diff().max()) if n_seqs else 0
+    if _are_readable(cu_seqlens):
+        if int(cu_seqlens[0]) != 0:
+            _fail("cu_seqlens", f"begins at {int(cu_seqlens[0])}, and tokens before would be lost")
+        if int(cu_seqlens[-1]) > n_tokens:
+            _fail("cu_seqlens", f"ends at {int(cu_seqlens[-1])} of {n_tokens} tokens")
+        longest = int(cu_seqlens.diff().max()) if n_seqs else 0
         if longest > max_seq_len:
             _fail("max_seq_len", f"is {max_seq_len}, and a sequence has {longest} tokens")
 
 
 def check_kv(
-    qkv: Tensor, prefix_kv: Tensor, n_tokens: int, seq_starts: Tensor, prefix_starts: Tensor
+    qkv: Tensor, prefix_kv: Tensor, n_tokens: int, layout: Layout, prefix_starts: Tensor
 ) -> None:
     """One layer's tensors, beside a layout that was checked."""
     _check_rows("qkv", qkv, (n_tokens, 3, "H", "D"))
-    if qkv.device != seq_starts.device:
-        _fail("seq_starts", f"is on {seq_starts.device}, qkv on {qkv.device}")
+    if qkv.device != (device := layout.cu_seqlens.device):
+        _fail("cu_seqlens", f"is on {device}, qkv on {qkv.device}")
     _check_prefix_kv(qkv, prefix_kv, prefix_starts)
 
 

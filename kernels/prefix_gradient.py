@@ -13,7 +13,6 @@ from torch import Tensor
 from mingpt_prefix.kernels.blocks import (
     INFINITY,
     LOG2_E,
-    Layout,
     Pair,
     choose_tiles,
     dot,
@@ -23,6 +22,7 @@ from mingpt_prefix.kernels.blocks import (
     store_rows,
     weights,
 )
+from mingpt_prefix.kernels.layout import Layout
 
 # Programs that a large GPU runs at once; fixed, so that a gradient does not depend on the machine.
 _PROGRAMS = 256
@@ -32,7 +32,7 @@ _COUNTS = ["n_tokens", "n_rows", "n_units", "units_per_split", "blocks_per_seq"]
 
 @triton.jit(do_not_specialize=_COUNTS)
 def _prefix_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     p_d_out, p_delta, p_sums, qkv_token, qkv_head, prefix_part, prefix_row, prefix_head,
     d_out_token, d_out_head, n_tokens, n_rows, n_units, units_per_split, blocks_per_seq, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -54,7 +54,7 @@ def _prefix_kernel(
     first_unit = split * units_per_split
     for unit in range(first_unit, tl.minimum(first_unit + units_per_split, n_units)):
         seq, m = unit // blocks_per_seq, (unit % blocks_per_seq) * BLOCK_M
-        start, length = locate_sequence(p_seq_starts, seq)
+        start, length = locate_sequence(p_cu_seqlens, seq)
         own, n_own = locate_prefix(p_prefix_starts, p_prefix_ids, seq)
         seen_from = tl.load(p_prefix_from + seq)
         late = seen_from < tl.minimum(m + BLOCK_M, length)
@@ -101,7 +101,7 @@ def launch_prefix_backward(
     prefix_kv: Tensor,
     output: Pair,
     layout: Layout,
-    max_seq_len: int,
+    prefix_starts: Tensor,
     delta: Tensor | None = None,
 ) -> Tensor:
     """The gradient of prefix_kv, (2, R, H, D), in its dtype.
@@ -111,9 +111,9 @@ def launch_prefix_backward(
     (n_tokens, _, n_head, head_dim), n_rows = qkv.shape, prefix_kv.shape[1]
     d_prefix = torch.empty_like(prefix_kv, memory_format=torch.contiguous_format)
     if d_prefix.numel():
-        tiles = choose_tiles(qkv, prefix_kv, max_seq_len, forward=False)
-        n_blocks, per_seq = triton.cdiv(n_rows, tiles.P), triton.cdiv(max_seq_len, tiles.M)
-        n_units = (len(layout[0]) - 1) * per_seq
+        tiles = choose_tiles(qkv, prefix_kv, layout.max_seq_len, forward=False)
+        n_blocks, per_seq = triton.cdiv(n_rows, tiles.P), triton.cdiv(layout.max_seq_len, tiles.M)
+        n_units = len(layout.prefix_ids) * per_seq
         wanted = max(1, min(n_units, _PROGRAMS // (n_blocks * n_head)))
         per_split = max(1, triton.cdiv(n_units, wanted))
         n_splits = max(1, triton.cdiv(n_units, per_split))
@@ -122,8 +122,9 @@ def launch_prefix_backward(
             sums = d_prefix.new_empty(n_splits, *d_prefix.shape, dtype=torch.float32)
         with torch.cuda.device_of(qkv):
             _prefix_kernel[n_blocks, n_head, n_splits](
-                qkv, prefix_kv, *layout, *output, d_out, output[1] if delta is None else delta,
-                sums, qkv.stride(0), qkv.stride(2), *prefix_kv.stride()[:3],
+                qkv, prefix_kv, layout.cu_seqlens, prefix_starts, layout.prefix_ids,
+                layout.prefix_from, *output, d_out, output[1] if delta is None else delta, sums,
+                qkv.stride(0), qkv.stride(2), *prefix_kv.stride()[:3],
                 *d_out.stride()[:2], n_tokens, n_rows, n_units, per_split, max(1, per_seq),
                 head_dim**-0.5, H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_P=tiles.P,
                 BLOCK_D=tiles.D, HAS_DELTA=delta is not None, **tiles.options,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mingpt_prefix.kernels.layout import Layout
+
 
 def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Each sequence's prefix rows (B, P), padded with row 0; where they are real (B, P) bool."""
@@ -36,22 +38,14 @@ def scaled_dot_product_attention(q: Tensor, *args, **kwargs) -> Tensor:
 class PaddedPlan:
     """Where each packed token lies in the padded grid, and who sees whom.
 
-    Made once a batch, called once a layer. Arguments as `prefix_attention`, with `n_tokens` = T.
-    Calling it with `qkv` (T, 3, H, D) and `prefix_kv` (2, R, H, D) gives (T, H, D).
+    Made once per batch, called once per layer. Arguments as `kernels.bind`. Calling it with `qkv`
+    (T, 3, H, D) and `prefix_kv` (2, R, H, D) gives (T, H, D).
     """
 
-    def __init__(
-        self,
-        n_tokens: int,
-        seq_starts: Tensor,
-        prefix_starts: Tensor,
-        prefix_ids: Tensor,
-        prefix_from: Tensor,
-        max_seq_len: int,
-    ):
-        device = seq_starts.device
-        lengths = seq_starts.diff()
-        self.n_tokens, self.n_used = n_tokens, int(seq_starts[-1])
+    def __init__(self, n_tokens: int, layout: Layout, prefix_starts: Tensor):
+        device, max_seq_len = layout.cu_seqlens.device, layout.max_seq_len
+        lengths = layout.cu_seqlens.diff()
+        self.n_tokens, self.n_used = n_tokens, int(layout.cu_seqlens[-1])
         self.grid = (lengths.numel(), max_seq_len)
         column = torch.arange(max_seq_len, device=device)
         self.slots = None  # None: the packed rows are the grid already
@@ -59,20 +53,18 @@ class PaddedPlan:
             self.slots = (column < lengths[:, None]).flatten().nonzero()[:, 0]  # (n_used,)
         self.rows, self.mask = None, None
         if prefix_starts.numel() > 1:
-            self._see_prefixes(prefix_starts, prefix_ids, prefix_from, column)
+            self._see_prefixes(layout, prefix_starts, column)
 
-    def _see_prefixes(
-        self, starts: Tensor, ids: Tensor, prefix_from: Tensor, column: Tensor
-    ) -> None:
+    def _see_prefixes(self, layout: Layout, starts: Tensor, column: Tensor) -> None:
         """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
 
         The mask is True where seen. Both have 1 for B where all sequences are alike.
         """
-        rows, has_row = prefix_rows(starts, ids)
+        rows, has_row = prefix_rows(starts, layout.prefix_ids)
         if rows.shape[1] == 0:
             return
-        late = column >= prefix_from[:, None]  # (B, S)
-        causal = (column <= column[:, None]).expand(len(ids), -1, -1)
+        late = column >= layout.prefix_from[:, None]  # (B, S)
+        causal = (column <= column[:, None]).expand(len(late), -1, -1)
         mask = torch.cat([late[:, :, None] & has_row[:, None, :], causal], dim=2)[:, None]
         alike = bool((mask == mask[:1]).all() and (rows == rows[:1]).all())
         self.rows, self.mask = (rows[:1], mask[:1]) if alike else (rows, mask)
@@ -105,7 +97,7 @@ class PaddedPlan:
 def prefix_attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -115,22 +107,22 @@ def prefix_attention(
 
     qkv (T, 3, H, D): queries, keys and values as `c_attn` wrote them.
     prefix_kv (2, R, H, D): keys, then values, of all prefixes one after the other.
-    seq_starts (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
+    cu_seqlens (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
     prefix_ids (B,): the prefix each sequence sees, -1 for none.
     prefix_from (B,): the first of the sequence's tokens whose query sees the prefix.
     max_seq_len: at least the longest sequence's length.
 
     Returns (T, H, D); rows after the last sequence are 0.
     """
-    plan = PaddedPlan(len(qkv), seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len)
-    return plan(qkv, prefix_kv)
+    layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
+    return PaddedPlan(len(qkv), layout, prefix_starts)(qkv, prefix_kv)
 
 
 class GatherPlan:
     """Which cache rows and prefix rows each sequence's new token sees.
 
-    Made once a step, called once a layer. Arguments as `decode_attention`. Calling it with `qkv`
-    (B, 3, H, D), `cache` (2, S, H, D), into which the new keys and values are written, and
+    Made once per step, called once per layer. Arguments as `decode_attention`. Calling it with
+    `qkv` (B, 3, H, D), `cache` (2, S, H, D), into which the new keys and values are written, and
     `prefix_kv` (2, R, H, D) gives (B, H, D).
     """
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mingpt_prefix.kernels import Layout
+
 
 @dataclass(frozen=True)
 class PrefixKV:
@@ -60,24 +62,6 @@ class PrefixKV:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where B packed sequences lie, which prefix each sees, and from which of its tokens on.
-
-    seq_starts (B+1,), prefix_ids (B,) with -1 for none, prefix_from (B,): all int32.
-    max_seq_len: the length of the longest sequence, or more.
-    """
-
-    seq_starts: Tensor
-    prefix_ids: Tensor
-    prefix_from: Tensor
-    max_seq_len: int
-
-    def to(self, device) -> "Layout":
-        tensors = (t.to(device) for t in (self.seq_starts, self.prefix_ids, self.prefix_from))
-        return Layout(*tensors, self.max_seq_len)
-
-
-@dataclass(frozen=True)
 class PackedBatch:
     """B sequences in T tokens, M of which are to be predicted.
 
@@ -117,13 +101,14 @@ class Encoded:
     """One example as tokens: `ids` (T_b,) int, of which the first `prompt_length` are given and the
     others predicted.
 
-    `offset` is added to its positions. Raises ValueError for a prompt of no tokens: nothing
-    would predict the first target.
+    `offset` is added to its positions; `where` it was read, for messages. Raises ValueError for a
+    prompt of no tokens: nothing would predict the first target.
     """
 
     ids: Tensor
     prompt_length: int
     offset: int = 0
+    where: str = ""
 
     def __post_init__(self):
         if not 1 <= self.prompt_length <= len(self.ids):
@@ -168,13 +153,13 @@ def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tens
     `prefix_lengths` (N,): the rows of each prefix, if prefixes stand in front, as in the paper's
     code and in PEFT; None if they move no positions (an infix, a called prefix, no prefix).
     """
-    lengths = layout.seq_starts.diff()
+    lengths = layout.cu_seqlens.diff()
     shift = torch.zeros_like(lengths)
     if prefix_lengths is not None:
         own = prefix_lengths[layout.prefix_ids.clamp(min=0).long()]
         shift = torch.where(layout.prefix_ids >= 0, own, 0)
-    index = torch.arange(int(layout.seq_starts[-1]), device=lengths.device)
-    return index + (shift - layout.seq_starts[:-1]).repeat_interleave(lengths.long())
+    index = torch.arange(int(layout.cu_seqlens[-1]), device=lengths.device)
+    return index + (shift - layout.cu_seqlens[:-1]).repeat_interleave(lengths.long())
 
 
 def pack(
@@ -207,7 +192,7 @@ def pack(
             torch.tensor(lengths)
         )
     tokens = torch.cat([e.ids for e in examples]).long()
-    starts = layout.seq_starts[:-1].tolist()
+    starts = layout.cu_seqlens[:-1].tolist()
     each = zip(starts, examples, strict=True)
     index = torch.cat([torch.arange(s + e.prompt_length - 1, s + len(e.ids) - 1) for s, e in each])
     return PackedBatch(tokens, positions, layout, index, tokens[index + 1])

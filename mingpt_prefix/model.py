@@ -110,6 +110,11 @@ class GPT2(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
+    @property
+    def padding(self) -> range:
+        """The ids of the vocabulary that are no tokens, which are read but never generated."""
+        return range(self.config.n_tokens, self.wte.num_embeddings)
+
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The input of the first block, (T, C), for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
@@ -131,20 +136,12 @@ class GPT2(nn.Module):
         shape = (self.config.n_layer, 2, n_rows, self.config.n_head, self.config.head_dim)
         if prefix is None:
             kv = self.wte.weight.new_zeros(shape)
-            starts = layout.seq_starts.new_zeros(1)
+            starts = layout.cu_seqlens.new_zeros(1)
         elif prefix.kv.shape != shape:
             raise ValueError(f"prefix: expected shape {shape}, got {tuple(prefix.kv.shape)}")
         else:
             kv, starts = prefix.kv, prefix.starts
-        call = kernels.bind(
-            self.attention,
-            n_tokens,
-            layout.seq_starts,
-            starts,
-            layout.prefix_ids,
-            layout.prefix_from,
-            layout.max_seq_len,
-        )
+        call = kernels.bind(self.attention, n_tokens, layout, starts)
         layers = kv.unbind()  # at once: a slice of each has a gradient of the whole size each
         return lambda layer, qkv: call(qkv, layers[layer])
 

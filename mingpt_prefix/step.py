@@ -235,9 +235,10 @@ class EagerStep:
 
 def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
     """Raises ConfigError if the longest example has no positions behind `rows` of a prefix."""
-    longest, limit = max(len(e.ids) for e in examples), model.config.n_positions
-    if rows + longest > limit:
+    longest, limit = max(examples, key=lambda e: len(e.ids)), model.config.n_positions
+    if rows + len(longest.ids) > limit:
+        where = f" ({longest.where})" if longest.where else ""
         raise ConfigError(
-            f"{rows} prefix rows and the longest sequence of {longest} tokens pass the model's"
-            f" limit of {limit} positions"
+            f"{rows} prefix rows and the longest sequence of {len(longest.ids)} tokens{where} pass"
+            f" the model's limit of {limit} positions"
         )

@@ -43,7 +43,7 @@ def make_peer(model: GPT2, prefix: PrefixKV | None):
     """transformers' model of the same weights, behind PEFT's prefix of the same rows."""
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
 
-    from bench.peers import Base
+    from bench.methods.peers import Base
 
     config = transformers.GPT2Config(
         n_layer=CONFIG.n_layer,

@@ -21,12 +21,8 @@ from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.evaluation import training_run as training
 from mingpt_prefix.evaluation.training_run import make_trainer
 from mingpt_prefix.generation.decoding import generate
-from mingpt_prefix.kernels import reference
+from mingpt_prefix.kernels import decode, reference
 from mingpt_prefix.model import GPT2
-
-# Modules: the package has functions of these names.
-prefix_module = importlib.import_module("mingpt_prefix.kernels.prefix_attention")
-decode_module = importlib.import_module("mingpt_prefix.kernels.decode_attention")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("out", "dq", "dk", "dv", "d_prefix")
@@ -228,10 +224,11 @@ def test_compile_traces_a_model() -> None:
     model.attention = "reference"
     ids = torch.arange(9, device=DEVICE)
     case = Case([5, 4], [], [-1, -1])
-    starts, _, prefix_ids, froms, longest = on_device(case)
+    starts, _, *rest = on_device(case)
+    layout = kernels.Layout(starts, *rest)
 
     def hidden() -> Tensor:
-        call = kernels.bind(model.attention, 9, starts, starts[:1], prefix_ids, froms, longest)
+        call = kernels.bind(model.attention, 9, layout, starts[:1])
         kv = model.wte.weight.new_zeros(2, 0, SMALL.n_head, SMALL.head_dim)
         return model.trunk(model.embed(ids, ids), lambda layer, qkv: call(qkv, kv))
 
@@ -271,7 +268,7 @@ def decode_inputs(
     ("dtype", "head_dim"), [(torch.float32, 24), (torch.bfloat16, 64), (torch.float16, 24)]
 )
 def test_decoding(dtype: torch.dtype, head_dim: int, split: int, monkeypatch) -> None:
-    monkeypatch.setattr(decode_module, "SPLIT", split)
+    monkeypatch.setattr(decode, "SPLIT", split)
     rows = [70, 113, 31, 32, 96], [5, 0, 37], [2, 1, 0, -1, 2]
     ours, theirs, exact = (decode_inputs(*rows, dtype, head_dim) for _ in range(3))
     exact = tuple(t.double() if t.is_floating_point() else t for t in exact)
@@ -286,7 +283,7 @@ def test_decoding(dtype: torch.dtype, head_dim: int, split: int, monkeypatch) ->
 
 
 def test_decoding_a_row_does_not_depend_on_the_others(monkeypatch) -> None:
-    monkeypatch.setattr(decode_module, "SPLIT", 32)
+    monkeypatch.setattr(decode, "SPLIT", 32)
     qkv, cache, table, lengths, kv, starts, ids = decode_inputs(
         [40, 9, 100], [5], [0, 0, -1], torch.float32
     )

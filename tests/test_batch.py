@@ -37,17 +37,17 @@ def rows(length: int, fill: float = 0.0) -> Tensor:
 
 def test_layout() -> None:
     layout = make_layout([3, 0, 2])
-    assert layout.seq_starts.tolist() == [0, 3, 3, 5] and layout.max_seq_len == 3
+    assert layout.cu_seqlens.tolist() == [0, 3, 3, 5] and layout.max_seq_len == 3
     assert layout.prefix_ids.tolist() == [-1, -1, -1] and layout.prefix_from.tolist() == [0, 0, 0]
     layout = make_layout([3, 0, 2], [1, -1, 0], torch.tensor([2, 0, 1]))
     assert layout.prefix_ids.tolist() == [1, -1, 0] and layout.prefix_from.tolist() == [2, 0, 1]
-    tensors = (layout.seq_starts, layout.prefix_ids, layout.prefix_from)
+    tensors = (layout.cu_seqlens, layout.prefix_ids, layout.prefix_from)
     assert all(tensor.dtype == torch.int32 for tensor in tensors)
 
 
 def test_layout_of_nothing() -> None:
     layout = make_layout([])
-    assert layout.seq_starts.tolist() == [0] and layout.max_seq_len == 0
+    assert layout.cu_seqlens.tolist() == [0] and layout.max_seq_len == 0
     assert make_positions(layout).tolist() == []
     assert make_positions(layout, torch.tensor([4])).tolist() == []
 
@@ -74,7 +74,7 @@ def test_pack() -> None:
     batch = pack([encoded(1, 2, 3, 4, context=2), encoded(5, 6, context=1)])
     assert batch.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1]
-    assert batch.layout.seq_starts.tolist() == [0, 4, 6]
+    assert batch.layout.cu_seqlens.tolist() == [0, 4, 6]
     assert batch.layout.prefix_ids.tolist() == [-1, -1]
     # Each target is predicted by the token before it, and by none of another example.
     assert batch.target_index.tolist() == [1, 2, 4]

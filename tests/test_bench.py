@@ -69,10 +69,10 @@ def test_steps_are_timed_beside_the_peers_in_processes_of_their_own(tmp_path: Pa
 
 def test_a_method_that_fails_or_ends_says_so(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
-    import speed_workers
-    from speed_methods import Args
+    from methods.training import Args
+    from methods.workers import Worker
 
-    with speed_workers.Worker(Args(), "tiny", "prefix") as worker:
+    with Worker(Args(), "tiny", "prefix") as worker:
         with pytest.raises(RuntimeError, match="IndexError: "):
             worker.ask("run", [[10**9]])  # there is no such example
         worker.process.kill()
@@ -175,10 +175,10 @@ def test_decoding_is_timed_beside_peft_and_says_what_the_reference_says(tmp_path
 def test_decoded_tokens_are_compared(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import decode
-    import record
+    from measure.record import Record
 
     assert decode.agreement([[1, 2], [3, 4]], [[1, 2], [3, 4]])["first_difference"] is None
-    found = record.Record("decode.py", torch.device("cpu"), None, checks=[])
+    found = Record("decode.py", torch.device("cpu"), None, checks=[])
     about = {"model": "m", "beams": 1, "against": "reference"}
     decode.compare(found, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 7, 8]], False, **about)
     decode.compare(found, [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 7, 8]], True, **about)
@@ -192,21 +192,21 @@ def test_decoded_tokens_are_compared(monkeypatch) -> None:
 def test_a_replayed_step_is_compared_with_an_eager_one(monkeypatch) -> None:
     """Where graphs are taken eagerly, as without a GPU; and it is told when they differ."""
     monkeypatch.syspath_prepend(str(BENCH))
-    import record
     import speed
-    import speed_methods
-    from e2e_lengths import examples
+    from measure.e2e_lengths import examples
+    from measure.record import Record
+    from methods import training as methods
 
     from mingpt_prefix.evaluation import training_run as training
 
     monkeypatch.setattr(training, "why_not_graphs", lambda *_: None)
-    monkeypatch.setattr(speed_methods, "why_not_graphs", lambda *_: None)
+    monkeypatch.setattr(methods, "why_not_graphs", lambda *_: None)
     monkeypatch.setattr(speed, "matmul_rate", lambda *_: 1e12)
-    args, batch = speed_methods.Args(batch_size=2), examples(1024)[:2]
-    assert speed_methods.methods(args, "tiny")[:4] == speed_methods.OURS + speed_methods.EAGER
+    args, batch = methods.Args(batch_size=2), examples(1024)[:2]
+    assert methods.methods(args, "tiny")[:4] == methods.OURS + methods.EAGER
     names = ("prefix", "prefix, eager")
-    losses = {name: speed_methods.losses(args, "tiny", name, batch) for name in names}
-    found = record.Record("speed.py", torch.device("cpu"), None, shapes=[])
+    losses = {name: methods.losses(args, "tiny", name, batch) for name in names}
+    found = Record("speed.py", torch.device("cpu"), None, shapes=[])
     shape = speed.Shape(args, "tiny", found)
     shape.compare(losses)
     losses["prefix"][1] += 0.1
@@ -232,7 +232,7 @@ def test_a_part_that_fails_is_recorded_and_what_was_measured_is_kept(
     tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
-    from record import Record
+    from measure.record import Record
 
     path = tmp_path / "x.json"
     record = Record("x.py", torch.device("cpu"), path, rows=[])

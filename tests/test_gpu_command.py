@@ -30,7 +30,7 @@ PARTS = {
     "attention": f"{WRITES}os.kill(os.getpid(), signal.SIGKILL)",
     "tiles": f"import not_a_package\n{WRITES}",
     "bank": WRITES,
-    "peers": "",
+    "methods/peers": "",
 }
 KERNELS = "def test_kernel():\n    pass\n"
 GRAPHS = "import pytest\n@pytest.mark.gpu\ndef test_graph():\n    pass\n"
@@ -40,7 +40,7 @@ GRAPHS = "import pytest\n@pytest.mark.gpu\ndef test_graph():\n    pass\n"
 def tree(tmp_path: Path) -> Path:
     """The command among parts that stand for the real ones."""
     root = tmp_path / "tree"
-    for folder in ("bench", "tests", "kernels", "mingpt_prefix"):
+    for folder in ("bench/methods", "tests", "kernels", "mingpt_prefix"):
         (root / folder).mkdir(parents=True)
     for name in ("bench/gpu.sh", "bench/imports.py", "pyproject.toml"):
         shutil.copy(BENCH.parent / name, root / name)
@@ -170,7 +170,7 @@ def test_what_a_script_lacks_is_found_without_running_it(tmp_path: Path, monkeyp
     monkeypatch.setattr(imports, "find_spec", lambda name: None if name in away else there(name))
     for script in ("speed", "decode", "attention", "tiles", "table"):
         assert "tyro" in imports.missing(BENCH / f"{script}.py"), script
-    assert imports.missing(BENCH / "peers.py") == ["peft", "triton"]
+    assert imports.missing(BENCH / "methods" / "peers.py") == ["peft", "triton"]
     assert "peft" not in imports.missing(BENCH / "speed.py")
     assert "nltk" in imports.missing(BENCH.parent / "train.py")  # by a function, for BLEU
     script = tmp_path / "script.py"

@@ -92,8 +92,8 @@ def test_a_row_of_numbers_and_back() -> None:
     for name in ("tokens", "positions", "target_index", "target_tokens"):
         own = getattr(batch, name)
         assert torch.equal(getattr(found, name)[: len(own)], own)
-    assert torch.equal(found.layout.seq_starts[:6], batch.layout.seq_starts)
-    assert set(found.layout.seq_starts[6:].tolist()) == {len(batch.tokens)}
+    assert torch.equal(found.layout.cu_seqlens[:6], batch.layout.cu_seqlens)
+    assert set(found.layout.cu_seqlens[6:].tolist()) == {len(batch.tokens)}
     assert found.layout.prefix_ids.tolist() == [0] * 5 + [-1] * 3
     assert set(found.target_tokens[batch.n_targets :].tolist()) == {IGNORE_INDEX}
 
@@ -127,7 +127,7 @@ def test_padding_changes_neither_loss_nor_gradients(placement: str | None, count
 
 def lengths_at_hand() -> list[tuple[int, int]]:
     """(context, targets) of a thousand of E2E's examples."""
-    path = Path(__file__).parents[1] / "bench" / "e2e_lengths.json"
+    path = Path(__file__).parents[1] / "bench" / "measure" / "e2e_lengths.json"
     return json.loads(path.read_text())["lengths"]
 
 

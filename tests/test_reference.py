@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mingpt_prefix.kernels import bind, bind_decode
+from mingpt_prefix.kernels import Layout, bind, bind_decode
 from mingpt_prefix.kernels.reference import decode_attention, prefix_attention
 
 N_HEAD, HEAD_DIM = 2, 3
@@ -50,12 +50,12 @@ def offsets(sizes: list[int]) -> Tensor:
 
 def one_query_at_a_time(qkv: Tensor, prefix_kv: Tensor, case: Case) -> Tensor:
     """What the contract says, said as slowly: for each query the list of keys it sees."""
-    seq_starts, prefix_starts, ids, froms = (t.tolist() for t in case.arguments()[:4])
+    cu_seqlens, prefix_starts, ids, froms = (t.tolist() for t in case.arguments()[:4])
     out = torch.zeros_like(qkv[:, 0])
     for b, length in enumerate(case.lengths):
         for i in range(length):
-            t = seq_starts[b] + i
-            seen = [(qkv[s, 1], qkv[s, 2]) for s in range(seq_starts[b], t + 1)]
+            t = cu_seqlens[b] + i
+            seen = [(qkv[s, 1], qkv[s, 2]) for s in range(cu_seqlens[b], t + 1)]
             if ids[b] >= 0 and i >= froms[b]:
                 rows = range(prefix_starts[ids[b]], prefix_starts[ids[b] + 1])
                 seen += [(prefix_kv[0, r], prefix_kv[1, r]) for r in rows]
@@ -159,12 +159,14 @@ def test_prefix_rows_of_another_dtype(dtype: torch.dtype) -> None:
 def test_bind() -> None:
     case = CASES["all at once"]
     qkv, kv = case.inputs()
-    attend = bind("reference", len(qkv), *case.arguments())
+    cu_seqlens, prefix_starts, *rest = case.arguments()
+    layout = Layout(cu_seqlens, *rest)
+    attend = bind("reference", len(qkv), layout, prefix_starts)
     for scale in (1.0, 0.5):  # one plan, several layers
         expected = prefix_attention(scale * qkv, kv, *case.arguments())
         assert torch.equal(attend(scale * qkv, kv), expected)
     with pytest.raises(ValueError, match="'flash' is not one of triton, reference"):
-        bind("flash", len(qkv), *case.arguments())
+        bind("flash", len(qkv), layout, prefix_starts)
 
 
 DECODE = {

@@ -62,7 +62,7 @@ class Bucket:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of tokens, positions, target_index, target_tokens, seq_starts, prefix_ids, prefix_from,
+        """Of tokens, positions, target_index, target_tokens, cu_seqlens, prefix_ids, prefix_from,
         and of what is left: two float32 in the place of one int64."""
         tokens, targets, seqs = self.n_tokens, self.n_targets, self.n_seqs
         return tokens, tokens, targets, targets, seqs + 1, seqs, seqs, 1
@@ -74,8 +74,8 @@ class Bucket:
         """
         layout = batch.layout
         parts = (batch.tokens, batch.positions, batch.target_index, batch.target_tokens,
-                 layout.seq_starts, layout.prefix_ids, layout.prefix_from)  # fmt: skip
-        fill = (0, 0, 0, IGNORE_INDEX, int(layout.seq_starts[-1]), -1, 0)
+                 layout.cu_seqlens, layout.prefix_ids, layout.prefix_from)  # fmt: skip
+        fill = (0, 0, 0, IGNORE_INDEX, int(layout.cu_seqlens[-1]), -1, 0)
         room = [size - len(part) for size, part in zip(self.sizes, parts, strict=False)]
         if min(room) < 0 or layout.max_seq_len > self.max_seq_len:
             raise ValueError(f"batch: {len(batch.tokens)} tokens do not fit {self}")

@@ -101,7 +101,7 @@ def states(
         index = [
             offset + place % len(ids)
             for offset, ids, own in zip(
-                layout.seq_starts[:-1].tolist(), part, places[start : start + _AT_ONCE], strict=True
+                layout.cu_seqlens[:-1].tolist(), part, places[start : start + _AT_ONCE], strict=True
             )
             for place in own
         ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.config import Mode
 from mingpt_prefix.errors import CheckpointError, printable, shown
 
@@ -147,6 +148,8 @@ def read_run(folder: Path) -> dict:
     name = shown(path)
     try:
         if not path.is_file():
+            if other := instead_of("run", Path(folder)):
+                raise CheckpointError(f"{shown(folder)}: {other}")
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
         with path.open("rb") as file:
             data = file.read(_RUN_FILE_LIMIT + 1)
@@ -164,10 +167,12 @@ def read_run(folder: Path) -> dict:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run has left: a prefix, LoRA, both, or a model of its own; and its template, or ""."""
+    """What a run has left: a prefix, LoRA, both, or a model of its own; its template, or ""; and
+    its other settings."""
 
     mode: str
     template: str
+    settings: dict
     prefix: Path | None = None
     lora: Path | None = None
     model: Path | None = None
@@ -188,9 +193,10 @@ def kept_by(folder: Path) -> Kept:
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
     template = str(content["config"].get("input_template") or "")
     if mode in ("finetune", "pretrain"):
-        return Kept(mode, template, model=run.model_folder)
+        return Kept(mode, template, content["config"], model=run.model_folder)
     prefix = run.prefix_file if mode != "lora" else None
-    return Kept(mode, template, prefix, run.lora_file if mode != "prefix" else None)
+    lora = run.lora_file if mode != "prefix" else None
+    return Kept(mode, template, content["config"], prefix, lora)
 
 
 def check_origin(folder: Path, origin: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import drop_output, quote, say
+from mingpt_prefix.cli.terminal import drop_output, is_terminal, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -37,6 +38,8 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
         how = " Each step is a CUDA graph."
         if why_not_graphs is not None:
             how = f" Steps are no CUDA graphs: {why_not_graphs}."
+    if not trainer.dev_set:
+        how += " No table is held out: there is no dev loss, and no score."
     return (
         f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
         f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"
@@ -46,13 +49,17 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Ctrl-C, SIGTERM and SIGHUP land in the list; a second one of the first two ends the process
-    at once. A SIGHUP that is ignored, as `nohup` has it, still is."""
+    at once. A SIGHUP that is ignored, as `nohup` has it, still is. Only the main thread can have
+    signals."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
         numbers.append(hang_up)
-    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream and stream.isatty()]
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if is_terminal(stream)]
 
     def handle(number: int, _frame: object) -> None:
         caught.append(number)
@@ -133,23 +140,37 @@ def resume_command(run: RunFolder) -> str:
     return f"python train.py --resume {shlex.quote(str(run.path))}"
 
 
+def rise(log: Sequence[dict]) -> str:
+    """Whether the losses of log.jsonl's lines ended above where they began, in words, or ""."""
+    losses = [line["loss"] for line in log]
+    last = losses[-max(1, len(losses) // 10) :]
+    end = sum(last) / len(last) if last else 0.0
+    if not losses or end < 1.1 * losses[0]:  # a tenth is chance
+        return ""
+    return f"The loss began at {losses[0]:.3f} and ended at {end:.3f}: a lower --lr may learn more."
+
+
 def say_result(
     trainer: Trainer,
     score: Score,
     seconds: float,
     run: RunFolder,
+    log: Sequence[dict],
     drawn: bool,
     example: str,
 ) -> None:
     """What a run has come to: its score, a sample, what was written, and what to try next.
 
-    `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
+    `log`: the lines of its log.jsonl; `drawn`: whether there is a picture; `example`: a table as
+    sample.py takes it.
     """
     config = trainer.config
     after = f" After training: {score.line}." if score.line else ""
     say(f"Trained in {seconds:.0f} s.{after}")
     for line in score.sample:
         say(f"  {line}")
+    if risen := rise(log):
+        say(risen)
     made = [run.lora_file] if config.has_lora else []
     made += [run.prefix_file] if config.has_prefix else []
     written = " and ".join(map(str, made or [run.model_folder]))

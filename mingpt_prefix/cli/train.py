@@ -11,6 +11,7 @@ torchrun --nproc-per-node 2 train.py --mode finetune
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix.accel.cuda_graphs import why_not_graphs
@@ -110,8 +111,9 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
     result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
-    drawn = save_loss_curve(run.read_log(), run.picture, title)
-    say_result(trainer, score, seconds, run, drawn, task.example)
+    log = run.read_log()
+    drawn = save_loss_curve(log, run.picture, title)
+    say_result(trainer, score, seconds, run, log, drawn, task.example)
 
 
 def run_training(args: TrainArgs, world: World) -> int:
@@ -121,6 +123,9 @@ def run_training(args: TrainArgs, world: World) -> int:
         keep_freed_memory()
     model = load_base(config)
     task = load_task(config, model.config)
+    if task.note:
+        say(task.note)
+    config = replace(config, slots=task.slots)
     trainer = make_trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
     why_not = "they are not wanted" if not args.graphs else why_not_graphs(config, world)
     say(summary(trainer, why_not))

@@ -26,7 +26,7 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
 )
 from mingpt_prefix.data.templates import text_format_of
-from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.data.tokenizer import tokenizer_of
 from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
@@ -74,7 +74,8 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
         what = f"is a {kept.mode} run, with a model of its own"
         raise ConfigError(f"--model: {shown(folder)} {what}")
     pipeline = _pipeline(_load(config, kept.model), None, None, f"the model of {called}")
-    return replace(pipeline, text_format=text_format_of(kept.template))
+    text_format = text_format_of(kept.template)
+    return replace(pipeline, text_format=text_format, slots=_slots(kept.settings))
 
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
@@ -91,7 +92,8 @@ def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: st
     model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
     called += f" on {shown(config.model or lora.base)}"
     if prefix is None:
-        return replace(_pipeline(model, None, None, called), text_format=lora.text_format)
+        pipeline = _pipeline(model, None, None, called)
+        return replace(pipeline, text_format=lora.text_format, slots=_slots(lora.training))
     return _pipeline(model, *read_fitting(prefix, model), called)
 
 
@@ -118,17 +120,6 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
     return load_model(model, config.device, config.dtype, config.attention)
 
 
-def tokenizer_of(model: GPT2) -> Tokenizer:
-    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
-    if model.config.tokenizer is None:
-        raise ConfigError("the model's config.json names no tokenizer")
-    tokenizer = load_tokenizer(model.config.tokenizer)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
-    return tokenizer
-
-
 def where_computed(model: GPT2) -> str:
     """On what and how `model` computes, in words."""
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
@@ -138,7 +129,15 @@ def where_computed(model: GPT2) -> str:
 def _pipeline(
     model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str
 ) -> Pipeline:
-    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
+    tokenizer, origin = tokenizer_of(model.config), f"{called}, {where_computed(model)}"
     if info is None:
         return Pipeline(model, tokenizer, origin=origin)
-    return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)
+    how = (info.text_format, info.placement, origin, _slots(info.training))
+    return Pipeline(model, tokenizer, prefix, *how)
+
+
+def _slots(settings: dict) -> tuple[str, ...]:
+    """The slots that a run saw, by its settings; a stranger's may hold anything."""
+    slots = settings.get("slots")
+    is_list = isinstance(slots, list) and all(isinstance(name, str) for name in slots)
+    return tuple(slots) if is_list else ()

@@ -18,7 +18,7 @@ class SampleConfig:
     table: str | None = None
     """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
     input: str | None = None
-    """a file of tables, one a line; - reads them from stdin"""
+    """a file of tables, one a line, or CSV with a column mr; - reads them from stdin"""
     run: Path | None = None
     """a run's folder; the newest finished one under runs/ if not given"""
     prefix: Path | None = None
@@ -34,7 +34,8 @@ class SampleConfig:
     prompts: str | None = None
     """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
-    """the model a prefix or LoRA was made for: a folder must be named, a known name is found"""
+    """the model a prefix or LoRA was made for: a folder or hub id must be named, a known name is
+    found"""
     beams: int | None = None
     """beam search with so many beams; 1 is greedy. 5 if not given, or 1 with --temperature, --top-k
     or --top-p"""

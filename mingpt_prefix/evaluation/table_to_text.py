@@ -33,7 +33,8 @@ class Sentence(NamedTuple):
 class Pipeline:
     """A model, its tokenizer, and the prefix that it sees; `origin` says which they are, and why.
 
-    As an infix, the prefix is seen from the separator behind the table on.
+    As an infix, the prefix is seen from the separator behind the table on. `slots` are the names of
+    those that were trained on, where they are known.
     """
 
     model: GPT2
@@ -42,6 +43,7 @@ class Pipeline:
     text_format: str = TEXT_FORMAT
     placement: str = "prefix"
     origin: str = ""
+    slots: tuple[str, ...] = ()
 
     @property
     def is_infix(self) -> bool:

@@ -50,7 +50,7 @@ class KVCache:
         layout = make_layout([len(ids) for ids in prompts], prefix_ids, prefix_from)
         layout = layout.to(model.device)
         self.prefix_ids = layout.prefix_ids
-        self.lengths = layout.seq_starts.diff().long()  # (B,)
+        self.lengths = layout.cu_seqlens.diff().long()  # (B,)
         columns = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
         n_layer, _, n_prefix_rows, n_head, head_dim = prefix.kv.shape
         n_tokens = sum(len(ids) for ids in prompts)
@@ -58,7 +58,7 @@ class KVCache:
         self.n_rows = n_tokens + n_prefix_rows * self.holds_prefix
         # Columns past a sequence's own tokens are not read before they are written.
         column = torch.arange(columns, dtype=torch.int32, device=model.device)
-        self.table = layout.seq_starts[:-1, None] + column  # (B, K)
+        self.table = layout.cu_seqlens[:-1, None] + column  # (B, K)
         self.kv = prefix.kv.new_empty(n_layer, 2, self.n_rows + sum(limits), n_head, head_dim)
         if self.holds_prefix:
             self.kv[:, :, :n_prefix_rows] = prefix.kv
@@ -88,7 +88,7 @@ class KVCache:
             self.kv[layer, :, first:end] = qkv[:, 1:].transpose(0, 1)  # (2, T, H, D)
             return attend(layer, qkv)
 
-        last = layout.seq_starts[1:].long() - 1
+        last = layout.cu_seqlens[1:].long() - 1
         hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
         return self._head(hidden[last]), positions[last] + 1
 

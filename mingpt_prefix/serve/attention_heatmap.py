@@ -48,14 +48,7 @@ def prefix_shares(
     if (last := int(positions[-1])) >= model.config.n_positions:
         raise ValueError(f"ids: position {last} passes the limit {model.config.n_positions}")
     attend = model.bind_attention(len(tokens), layout, prefix)
-    plan = reference.PaddedPlan(
-        len(tokens),
-        layout.seq_starts,
-        prefix.starts,
-        layout.prefix_ids,
-        layout.prefix_from,
-        layout.max_seq_len,
-    )
+    plan = reference.PaddedPlan(len(tokens), layout, prefix.starts)
     shares = []
 
     def attend_and_weigh(layer: int, qkv: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def _prompt(fields: dict, served: ServedModel) -> tuple[Table, list[int]]:
 
 def _tokens(fields: dict, served: ServedModel, room: int) -> list[int]:
     tokens = fields.get("tokens", [])
-    size = served.pipeline.model.config.vocab_size
+    size = served.pipeline.model.config.n_tokens
     if not isinstance(tokens, list) or len(tokens) > room:
         raise Refusal(400, f"tokens must be a list of at most {room} here")
     if not all(type(token) is int and 0 <= token < size for token in tokens):

@@ -24,6 +24,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,7 +84,9 @@ def serve(config: SampleConfig) -> int:
             )
         )
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
-        before = {n: signal.signal(n, _ignore) for n in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()  # it alone has signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        before = {number: signal.signal(number, _ignore) for number in numbers}
         print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
         served = server.config.app.state.service.models
         names = ", ".join(model.name for model in served)

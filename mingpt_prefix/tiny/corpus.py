@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
-from . import make_sample
-from .names import WORDINGS, Names
-from .sentences import FORMS, Author, Fact, Thing, describe
+from mingpt_prefix.tiny import make_sample
+from mingpt_prefix.tiny.names import WORDINGS, Names
+from mingpt_prefix.tiny.sentences import FORMS, Author, Fact, Thing, describe
 
 Rows = Sequence[tuple[str, str]]
 _SIZES = (1, 2, 3, 3, 4, 4, 5, 5, 6, 7)  # slots of a table, beside its name and kind

@@ -16,8 +16,7 @@ from pathlib import Path
 from random import Random
 
 from mingpt_prefix.evaluation.faults import SAMPLE, SLOTS
-
-from .sentences import Choose, Fact, Thing, describe
+from mingpt_prefix.tiny.sentences import Choose, Fact, Thing, describe
 
 Table = tuple[tuple[str, str], ...]
 

@@ -34,8 +34,13 @@ from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
 from mingpt_prefix.step import SummedLoss
-
-from .corpus import Describing, Overlap, Style, everyday_words, overlap_with_sample
+from mingpt_prefix.tiny.corpus import (
+    Describing,
+    Overlap,
+    Style,
+    everyday_words,
+    overlap_with_sample,
+)
 
 LONGEST = 250  # tokens of an example: all of a step's are padded to the longest
 WINDOW = 256  # tokens of text read at once

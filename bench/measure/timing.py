@@ -1,7 +1,8 @@
-"""How long something takes, to the end of all its work."""
+"""How long something takes, to the end of all its work; quantiles of such times."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,6 +30,14 @@ def gpu_seconds(run: Callable[[], object], samples: int) -> list[float]:
     wait()
     pairs = zip(marks[:-1], marks[1:], strict=True)
     return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50, p80; of a single value that value."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
 
 
 def captured(run: Callable[[], object]) -> Callable[[], None]:

@@ -21,7 +21,6 @@ from mingpt_prefix.kernels.blocks import (
     INFINITY,
     LOG2_E,
     LOWEST,
-    Layout,
     Pair,
     choose_tiles,
     clear_tail,
@@ -32,6 +31,7 @@ from mingpt_prefix.kernels.blocks import (
     store_rows,
     weights,
 )
+from mingpt_prefix.kernels.layout import Layout
 from mingpt_prefix.kernels.prefix_gradient import launch_prefix_backward
 
 
@@ -51,7 +51,7 @@ def _attend(b_q, b_k, b_v, m_seen, b_out, b_max, b_sum, scale, MASKED: tl.conste
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _forward_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     qkv_token, qkv_part, qkv_head, prefix_part, prefix_row, prefix_head, n_tokens, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -61,11 +61,11 @@ def _forward_kernel(
     head, seq = tl.program_id(1), tl.program_id(2)
     p_out += head * D
     if seq == tl.num_programs(2) - 1:
-        clear_tail(p_out, p_seq_starts + seq, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
+        clear_tail(p_out, p_cu_seqlens + seq, n_tokens, H * D, D, BLOCK_M, BLOCK_D)
         p_lse += tl.cast(head, tl.int64) * n_tokens
-        clear_tail(p_lse, p_seq_starts + seq, n_tokens, 1, 1, BLOCK_M, 1)
+        clear_tail(p_lse, p_cu_seqlens + seq, n_tokens, 1, 1, BLOCK_M, 1)
         return
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -114,7 +114,7 @@ def _d_query(b_q, b_k, b_v, b_do, b_lse, b_delta, m_seen, b_dq, scale, MASKED: t
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _query_kernel(
-    p_qkv, p_prefix, p_seq_starts, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
+    p_qkv, p_prefix, p_cu_seqlens, p_prefix_starts, p_prefix_ids, p_prefix_from, p_out, p_lse,
     p_d_out, p_d_qkv, p_delta, qkv_token, qkv_part, qkv_head, prefix_part, prefix_row,
     prefix_head, d_out_token, d_out_head, n_tokens, scale, H: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -126,9 +126,9 @@ def _query_kernel(
     if seq == tl.num_programs(2) - 1:
         for part in range(3):
             p_d = p_d_qkv + part * H * D
-            clear_tail(p_d, p_seq_starts + seq, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
+            clear_tail(p_d, p_cu_seqlens + seq, n_tokens, 3 * H * D, D, BLOCK_M, BLOCK_D)
         return
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -191,14 +191,14 @@ def _d_key(
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def _key_kernel(
-    p_qkv, p_seq_starts, p_lse, p_delta, p_d_out, p_d_qkv, qkv_token, qkv_part, qkv_head,
+    p_qkv, p_cu_seqlens, p_lse, p_delta, p_d_out, p_d_qkv, qkv_token, qkv_part, qkv_head,
     d_out_token, d_out_head, n_tokens, scale, H: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a block of BLOCK_M keys and values, over BLOCK_N queries at a time."""
     first = tl.program_id(0) * BLOCK_M
     head, seq = tl.program_id(1), tl.program_id(2)
-    start, length = locate_sequence(p_seq_starts, seq)
+    start, length = locate_sequence(p_cu_seqlens, seq)
     if first >= length:
         return
     p_q = p_qkv + start * qkv_token + head * qkv_head
@@ -231,45 +231,50 @@ def _key_kernel(
     store_rows(p_dk + H * D, b_dv, first, length, 3 * H * D, D, BLOCK_M, BLOCK_D)
 
 
-def launch_forward(qkv: Tensor, prefix_kv: Tensor, layout: Layout, max_seq_len: int) -> Pair:
+def launch_forward(qkv: Tensor, prefix_kv: Tensor, layout: Layout, prefix_starts: Tensor) -> Pair:
     """The output (T, H, D) and the log-sum-exp (H, T), in base 2."""
     n_tokens, _, n_head, head_dim = qkv.shape
     out = qkv.new_empty(n_tokens, n_head, head_dim)
     lse = qkv.new_empty(n_head, n_tokens, dtype=torch.float32)
     if out.numel():
-        tiles = choose_tiles(qkv, prefix_kv, max_seq_len, forward=True)
-        grid = (max(1, triton.cdiv(max_seq_len, tiles.M)), n_head, len(layout[0]))
+        tiles = choose_tiles(qkv, prefix_kv, layout.max_seq_len, forward=True)
+        n_blocks = max(1, triton.cdiv(layout.max_seq_len, tiles.M))
         with torch.cuda.device_of(qkv):
-            _forward_kernel[grid](
-                qkv, prefix_kv, *layout, out, lse,
-                *qkv.stride()[:3], *prefix_kv.stride()[:3], n_tokens, head_dim**-0.5,
-                H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_N=tiles.N, BLOCK_P=tiles.P,
-                BLOCK_D=tiles.D, **tiles.options,
+            _forward_kernel[n_blocks, n_head, len(layout.cu_seqlens)](
+                qkv, prefix_kv, layout.cu_seqlens, prefix_starts, layout.prefix_ids,
+                layout.prefix_from, out, lse, *qkv.stride()[:3], *prefix_kv.stride()[:3],
+                n_tokens, head_dim**-0.5, H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_N=tiles.N,
+                BLOCK_P=tiles.P, BLOCK_D=tiles.D, **tiles.options,
             )  # fmt: skip
     return out, lse
 
 
 def launch_backward(
-    d_out: Tensor, qkv: Tensor, prefix_kv: Tensor, output: Pair, layout: Layout, max_seq_len: int
+    d_out: Tensor,
+    qkv: Tensor,
+    prefix_kv: Tensor,
+    output: Pair,
+    layout: Layout,
+    prefix_starts: Tensor,
 ) -> Pair:
     """The gradient of qkv, (T, 3, H, D), and `delta` (H, T)."""
     n_tokens, _, n_head, head_dim = qkv.shape
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     delta = torch.empty_like(output[1])
     if d_qkv.numel():
-        tiles = choose_tiles(qkv, prefix_kv, max_seq_len, forward=False)
-        n_blocks = max(1, triton.cdiv(max_seq_len, tiles.M))
+        tiles = choose_tiles(qkv, prefix_kv, layout.max_seq_len, forward=False)
+        n_blocks, n_seqs = max(1, triton.cdiv(layout.max_seq_len, tiles.M)), len(layout.prefix_ids)
         sizes = dict(H=n_head, D=head_dim, BLOCK_M=tiles.M, BLOCK_N=tiles.N, BLOCK_D=tiles.D)
         with torch.cuda.device_of(qkv):
-            _query_kernel[n_blocks, n_head, len(layout[0])](
-                qkv, prefix_kv, *layout, *output,
-                d_out, d_qkv, delta, *qkv.stride()[:3], *prefix_kv.stride()[:3],
-                *d_out.stride()[:2], n_tokens, head_dim**-0.5,
+            _query_kernel[n_blocks, n_head, n_seqs + 1](
+                qkv, prefix_kv, layout.cu_seqlens, prefix_starts, layout.prefix_ids,
+                layout.prefix_from, *output, d_out, d_qkv, delta, *qkv.stride()[:3],
+                *prefix_kv.stride()[:3], *d_out.stride()[:2], n_tokens, head_dim**-0.5,
                 BLOCK_P=tiles.P, **tiles.options, **sizes,
             )  # fmt: skip
-            if len(layout[0]) > 1:
-                _key_kernel[n_blocks, n_head, len(layout[0]) - 1](
-                    qkv, layout[0], output[1], delta, d_out, d_qkv, *qkv.stride()[:3],
+            if n_seqs:
+                _key_kernel[n_blocks, n_head, n_seqs](
+                    qkv, layout.cu_seqlens, output[1], delta, d_out, d_qkv, *qkv.stride()[:3],
                     *d_out.stride()[:2], n_tokens, head_dim**-0.5,
                     **tiles.options, **sizes,
                 )  # fmt: skip
@@ -280,18 +285,18 @@ def launch_backward(
 def _attention(
     qkv: Tensor,
     prefix_kv: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
     max_seq_len: int,
 ) -> tuple[Tensor, Tensor]:
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
-    return launch_forward(qkv, prefix_kv, layout, max_seq_len)
+    layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
+    return launch_forward(qkv, prefix_kv, layout, prefix_starts)
 
 
 @_attention.register_fake
-def _(qkv, prefix_kv, seq_starts, prefix_starts, prefix_ids, prefix_from, max_seq_len):
+def _(qkv, prefix_kv, cu_seqlens, prefix_starts, prefix_ids, prefix_from, max_seq_len):
     n_tokens, _, n_head, head_dim = qkv.shape
     lse = qkv.new_empty(n_head, n_tokens, dtype=torch.float32)
     return qkv.new_empty(n_tokens, n_head, head_dim), lse
@@ -304,7 +309,7 @@ def _gradients(
     prefix_kv: Tensor,
     out: Tensor,
     lse: Tensor,
-    seq_starts: Tensor,
+    cu_seqlens: Tensor,
     prefix_starts: Tensor,
     prefix_ids: Tensor,
     prefix_from: Tensor,
@@ -315,8 +320,8 @@ def _gradients(
     """The gradients of qkv and prefix_kv; of 0 elements where they are not wanted."""
     if d_out.stride(2) != 1:
         d_out = d_out.contiguous()  # a sum's gradient is one number, seen T * H * D times
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
-    inputs = (d_out, qkv, prefix_kv, (out, lse), layout, max_seq_len)
+    layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
+    inputs = (d_out, qkv, prefix_kv, (out, lse), layout, prefix_starts)
     d_qkv, delta = launch_backward(*inputs) if of_qkv else (qkv.new_empty(0), None)
     if not of_prefix:
         return d_qkv, prefix_kv.new_empty(0)
@@ -352,15 +357,7 @@ def _backward(ctx, d_out, _):
 _attention.register_autograd(_backward, setup_context=_save)
 
 
-def prefix_attention(
-    qkv: Tensor,
-    prefix_kv: Tensor,
-    seq_starts: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-    prefix_from: Tensor,
-    max_seq_len: int,
-) -> Tensor:
-    """As `reference.prefix_attention`; arguments are checked by `kernels.prefix_attention`."""
-    layout = (seq_starts, prefix_starts, prefix_ids, prefix_from)
-    return _attention(qkv, prefix_kv, *layout, max_seq_len)[0]
+def attention(qkv: Tensor, prefix_kv: Tensor, layout: Layout, prefix_starts: Tensor) -> Tensor:
+    """As `reference.prefix_attention`; arguments are checked by `kernels.bind`."""
+    offsets = (layout.cu_seqlens, prefix_starts, layout.prefix_ids, layout.prefix_from)
+    return _attention(qkv, prefix_kv, *offsets, layout.max_seq_len)[0]

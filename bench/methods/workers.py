@@ -19,11 +19,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from e2e_lengths import examples
-from phases import shares
-from speed_methods import COMPILED, OURS, Args, Method, losses, make_method
-from timing import timed
+from measure.e2e_lengths import examples
+from measure.phases import shares
+from measure.timing import timed
 
+from methods.training import COMPILED, OURS, Args, Method, losses, make_method
 from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
 from mingpt_prefix.checkpoints.pretrained import choose_device
 from mingpt_prefix.config import MODELS

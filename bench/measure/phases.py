@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from timing import timed, wait
-
+from measure.timing import timed, wait
 from mingpt_prefix import step
 
 
@@ -32,7 +31,7 @@ def shares(run: Callable[[], object]) -> dict[str, float]:
     """Which shares of a step, ours or the peers', are which; the rest is preparation."""
     phases = Phases()
     with ExitStack() as patched:
-        for module in (step, sys.modules.get("peers")):
+        for module in (step, sys.modules.get("methods.peers")):
             if module is not None:
                 patched.enter_context(mock.patch.object(module, "record_function", phases))
         run()

@@ -1,6 +1,8 @@
 """Markdown of a record of bench/bank.py."""
 
-from render import ending, quantiles, table
+from measure.timing import quantiles
+
+from reports.render import ending, table
 
 
 def bank_table(record: dict) -> str:

@@ -112,7 +112,7 @@ def make_method(
         captured = getattr(trainer.stepper, "captured", None)
         optimizers = trainer.stepper.optimizers
         return Method(lambda b: run(trainer, b), lambda b: step(trainer, b), optimizers, captured)
-    import peers
+    from methods import peers
 
     encoder = make_encoder(config, own) if config.mode == "prefix" else None
     peer = peers.build(own, config, encoder)

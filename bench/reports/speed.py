@@ -2,7 +2,9 @@
 
 import statistics
 
-from render import ending, quantiles, spread, table
+from measure.timing import quantiles
+
+from reports.render import ending, spread, table
 
 RATIOS = (
     ("fine-tuning", "prefix"),

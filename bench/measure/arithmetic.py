@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from timing import gpu_seconds, timed
 
+from measure.timing import gpu_seconds, timed
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.config import ModelConfig
 

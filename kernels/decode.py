@@ -164,7 +164,7 @@ def _(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids):
     return qkv.new_empty(n_seqs, n_head, head_dim)
 
 
-def decode_attention(
+def decode(
     qkv: Tensor,
     cache: Tensor,
     block_table: Tensor,

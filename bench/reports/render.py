@@ -1,7 +1,8 @@
 """What the tables of all records are made with."""
 
-import statistics
 from collections.abc import Iterable, Sequence
+
+from measure.timing import quantiles
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -9,14 +10,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, *rows]
     shown = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([shown[0], "|---" * len(heads) + "|", *shown[1:]])
-
-
-def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """p20, p50, p80; of a single value that value."""
-    if len(values) == 1:
-        return (values[0],) * 3
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return fifths[0], statistics.median(values), fifths[3]
 
 
 def spread(values: Sequence[float], unit: float, form: str) -> str:

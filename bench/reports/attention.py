@@ -1,6 +1,6 @@
 """Markdown of a record of bench/attention.py."""
 
-from render import ending, table
+from reports.render import ending, table
 
 PEERS = ("cat + SDPA", "FlexAttention", "flash, concatenated")
 

@@ -12,7 +12,7 @@ from mingpt_prefix.tiny.sentences import Author, describe
 
 References = list[tuple[Table, list[str]]]
 _TRIES = 40
-_PROSE = Path(__file__).with_name("prose.txt")
+PROSE = Path(__file__).parents[1] / "prose.txt"
 
 
 def restaurants(count: int) -> References:
@@ -23,7 +23,7 @@ def restaurants(count: int) -> References:
 
 def films(count: int, seed: int, most: int = 8) -> References:
     """`count` tables of invented films, each with up to `most` texts by one author."""
-    words = everyday_words(_PROSE.read_text(encoding="utf-8"))
+    words = everyday_words(PROSE.read_text(encoding="utf-8"))
     fixed = Random(5)  # the same slots and habits; the rest is drawn by `seed`
     domain, author = Domain(fixed, Names(fixed, words), "work"), Author(fixed)
     domain.kinds, domain.kind_share = ["film"], 1.0

@@ -16,7 +16,7 @@ from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.metrics.scores import score
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 @dataclass(frozen=True)

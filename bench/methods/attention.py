@@ -1,15 +1,16 @@
 """Ways to compute attention with prefix rows, on equal inputs: what bench/attention.py compares.
 
 Each takes a shape's packed inputs, brings them into the form that it wants (that is not timed), and
-gives back a `Call`: what is timed, and how its results are brought back to the packed form.
+returns a `Call`: what is timed, and how its results are brought back to the packed form.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+from measure.timing import captured, gpu_seconds, quantiles
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
@@ -19,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from mingpt_prefix import kernels
 
 Results = tuple[Tensor, Tensor, Tensor]  # out (T, H, D), d_qkv (T, 3, H, D), d_prefix (2, P, H, D)
+NAMES = ("out", "d_qkv", "d_prefix")
+CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def packed(shape: Shape, backend: str, qkv: Tensor, kv: Tensor, d_out: Tensor) -
     rows = torch.tensor([0, shape.prefix], dtype=torch.int32, device=device)
     zeros = torch.zeros(count, dtype=torch.int32, device=device)
     leaves = (qkv.clone().requires_grad_(), kv.clone().requires_grad_())
-    attend = kernels.bind(backend, len(qkv), starts, rows, zeros, zeros, shape.width)
+    layout = kernels.Layout(starts, zeros, zeros, shape.width)
+    attend = kernels.bind(backend, len(qkv), layout, rows)
     return Call(leaves, lambda: attend(*leaves), d_out, lambda out, grads: (out, *grads))
 
 
@@ -181,6 +185,44 @@ def flex(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
     return _from_grid(
         shape, qkv, kv, d_out, lambda q, k, v: attend(q.contiguous(), k, v, block_mask=mask)
     )
+
+
+def exact(shape: Shape, drawn: Results) -> Results:
+    """By the reference in float64."""
+    return packed(shape, "reference", *(tensor.double() for tensor in drawn)).results()
+
+
+def check(name: str, found: Results, low: Results, wanted: Results) -> None:
+    """Errors at most twice those of the reference in the same dtype, and a little.
+
+    Raises AssertionError where they are larger: then no time would mean anything.
+    """
+    little = 1e-5 if found[0].dtype == torch.float32 else 1e-3
+    for part, own, same, true in zip(NAMES, found, low, wanted, strict=True):
+        if true.numel():
+            error = float((own.double() - true).abs().max())
+            allowed = 2 * float((same.double() - true).abs().max()) + little
+            assert error <= allowed, f"{name}: {part}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def time_eagerly(run: Callable[[], object], samples: int, calls: int = 1) -> tuple[float, ...]:
+    """p20, p50, p80 of the seconds that one of the `calls` in `run` takes on a GPU."""
+    return quantiles([seconds / calls for seconds in gpu_seconds(run, samples)])
+
+
+def time_replays(run: Callable[[], object], samples: int) -> tuple[float, ...]:
+    """The same for a call in a CUDA graph of several."""
+    return time_eagerly(captured(lambda: [run() for _ in range(CALLS)]), samples, CALLS)
+
+
+def time_passes(call: Call, samples: int, passes: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """Seconds of each of these passes, by replays of a graph."""
+    held: list[Tensor] = []
+    # On the stream that its backward is captured on.
+    forward_graph = captured(lambda: held.append(call.forward()))
+    forward_graph()
+    runs = call.passes(lambda: held[-1])
+    return {name: time_replays(runs[name], samples) for name in passes}
 
 
 PEERS = {"cat + SDPA": cat_sdpa, "FlexAttention": flex, "flash, concatenated": flash}
