@@ -256,7 +256,7 @@ def test_health_metrics_and_the_log(web, server) -> None:
     after = read_metrics(web)
     grown = {key: after[key] - before.get(key, 0) for key in after}
     assert grown["requests", "generate", "200"] == 2 and grown["requests", "generate", "400"] == 1
-    assert grown["requests", "none", "404"] == 1 and grown["tokens", "long", "new"] == 24
+    assert grown["requests", "none", "404"] == 1 and grown["tokens", "new", "long"] == 24
     assert after["waiting",] == 0
     until(lambda: "GET /metrics 200" in server[1].said().splitlines()[-1])
     *_, good, bad, strange, _ = server[1].said().splitlines()
