@@ -48,7 +48,7 @@ def web(server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def client(server) -> Iterator[openai.OpenAI]:
-    http = httpx.Client(trust_env=False)
+    http = httpx.Client(trust_env=False, timeout=60)
     yield openai.OpenAI(base_url=f"{server[0]}v1", api_key="none", max_retries=0, http_client=http)
 
 
@@ -222,7 +222,7 @@ def test_500_requests_over_16_prefixes(folder: Path, tmp_path: Path) -> None:
         wanted |= {(own.name, table): text for table, text in zip(tables, said, strict=True)}
 
     async def ask_all(url: str) -> list[str]:
-        http = httpx.AsyncClient(trust_env=False)
+        http = httpx.AsyncClient(trust_env=False, timeout=60)
         client = openai.AsyncOpenAI(
             base_url=f"{url}v1", api_key="none", max_retries=0, http_client=http
         )

@@ -30,6 +30,7 @@ def test_the_guide_s_commands(tmp_path: Path, request: pytest.FixtureRequest) ->
         port = str(free.getsockname()[1])
     (tmp_path / "client.py").write_text(CLIENT.replace("8000", port), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment["NO_PROXY"] = "127.0.0.1"
     said, server = {}, None
     for command in [*COMMANDS, "python client.py"]:
         if is_server := "--serve" in command:
@@ -60,7 +61,7 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
         try:
             assert httpx.get(url, trust_env=False).status_code == 200
             return
-        except httpx.ConnectError:
+        except httpx.TransportError:
             time.sleep(0.2)
 
 
