@@ -219,7 +219,9 @@ def test_500_requests_over_16_prefixes(folder: Path, tmp_path: Path) -> None:
     for own in models:
         seeds = [seed for seed, (name, _) in enumerate(asked) if name == own.name]
         tables = [parse_table(asked[seed][1]) for seed in seeds]
-        wanted |= zip(seeds, own.pipeline.write(tables, rules, seeds), strict=True)
+        said = own.pipeline.write(tables, rules, seeds)
+        # Bytes at the end that are part of a character are no text of a completion.
+        wanted |= zip(seeds, (text.rstrip(" \ufffd") for text in said), strict=True)
 
     async def ask_all(url: str) -> list[str]:
         # A machine that is too busy for the server's limits of time is asked again.
@@ -235,7 +237,7 @@ def test_500_requests_over_16_prefixes(folder: Path, tmp_path: Path) -> None:
                 answer = await client.completions.create(
                     model=name, prompt=table, seed=seed, **rules
                 )
-            return one_line(answer.choices[0].text)
+            return one_line(answer.choices[0].text).rstrip(" \ufffd")
 
         async with client:
             return await asyncio.gather(*map(ask, range(500)))
