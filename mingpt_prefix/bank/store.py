@@ -166,14 +166,14 @@ def add_prefix(folder: Path, name: str, source: Path) -> None:
     save_prefix(folder / f"{name}{_SUFFIX}", kv.kv, info)
 
 
-def known_base(bank: Bank, model: str | None) -> str:
+def base_to_load(bank: Bank, model: str | None) -> str:
     """The model to load for a bank: `model`, or the one it names; no path is taken from a file.
 
     Raises:
         PrefixError: when it was made for a model in a folder, and that was not named.
     """
     with FORMAT.naming(bank.folder):
-        return FORMAT.known_base(bank.infos[0], model, "bank")
+        return FORMAT.base_to_load(bank.infos[0], model, "bank")
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,11 @@ class Kept:
     lora: Path | None = None
     model: Path | None = None
 
+    @property
+    def is_prefix(self) -> bool:
+        """Whether a prefix is all: then the model is as it was, for other prefixes too."""
+        return self.prefix is not None and self.lora is None
+
 
 def kept_by(folder: Path) -> Kept:
     """What the finished run in `folder` has left.

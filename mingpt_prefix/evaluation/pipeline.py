@@ -81,7 +81,7 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
     kv, info = read_prefix(file)
     with FORMAT.naming(file):
-        base = FORMAT.known_base(info, config.model)
+        base = FORMAT.base_to_load(info, config.model)
     model = _load(config, base)
     with FORMAT.naming(file):
         check_prefix(info, kv, model)

@@ -83,7 +83,7 @@ def sizes_of(config: dict, names: tuple[str, ...], form: AdapterFormat) -> tuple
     return sizes
 
 
-def known_base(config: dict) -> str:
+def named_base(config: dict) -> str:
     """The known model that the adapter names, by its hub name or the short one; else ""."""
     named = config.get("base_model_name_or_path")
     return next((name for name, repo in REPOS.items() if named in (name, repo)), "")

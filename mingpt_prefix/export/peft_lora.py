@@ -22,7 +22,7 @@ from mingpt_prefix.errors import LoraError, printable
 from mingpt_prefix.export.peft_folder import (
     CONFIG_FILE,
     check_type,
-    known_base,
+    named_base,
     open_weights,
     own_info,
     read_config,
@@ -106,7 +106,7 @@ def read_lora_adapter(folder: Path) -> LoraAdapter:
         if info is not None and (info.rank, info.alpha) != (rank, alpha):
             said = f"rank {info.rank} and alpha {info.alpha:g}"
             raise LoraError(f"it was saved with {said}; {CONFIG_FILE} says {rank} and {alpha:g}")
-    return LoraAdapter(LowRank(factors, alpha / rank), rank, alpha, known_base(config), info)
+    return LoraAdapter(LowRank(factors, alpha / rank), rank, alpha, named_base(config), info)
 
 
 def _check_config(config: dict) -> tuple[int, float]:

@@ -22,7 +22,7 @@ from mingpt_prefix.errors import PrefixError, printable
 from mingpt_prefix.export.peft_folder import (
     CONFIG_FILE,
     check_type,
-    known_base,
+    named_base,
     open_weights,
     own_info,
     read_config,
@@ -111,7 +111,7 @@ def read_adapter(folder: Path) -> PrefixAdapter:
         info = own_info(file, FORMAT)
     rows = flat.view(length, n_layer, 2, n_head, width // n_head)  # (P, L, 2, H, D)
     kv = rows.permute(1, 2, 0, 3, 4).contiguous()  # (L, 2, P, H, D)
-    return PrefixAdapter(PrefixKV.from_tensor(kv), known_base(config), info)
+    return PrefixAdapter(PrefixKV.from_tensor(kv), named_base(config), info)
 
 
 def _check_config(config: dict) -> tuple[int, ...]:
