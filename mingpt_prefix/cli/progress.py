@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
@@ -86,10 +87,11 @@ def training_bar(trainer: Trainer) -> Iterator[Callable[[step.Progress], None]]:
     if not console.is_terminal:
         yield _line_printer(trainer)
         return
-    columns = (  # 60 characters at most, the bar being the first to shrink
-        MofNCompleteColumn(),
+    # 60 characters are enough: the bar alone shrinks.
+    columns = (
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
-        TimeRemainingColumn(compact=True),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("left  {task.fields[note]}"),
     )
     meter = _Meter()
