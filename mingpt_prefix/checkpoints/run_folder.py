@@ -33,14 +33,14 @@ _RUN_FILE_LIMIT = 1 << 20
 class RunFolder:
     """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
     that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`, and
-    `loss.png`."""
+    `loss.png`; with --log tensorboard `tensorboard/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
         self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
         self.lora_file = path / "lora.safetensors"
-        self.picture = path / "loss.png"
+        self.picture, self.tensorboard = path / "loss.png", path / "tensorboard"
 
     @classmethod
     def create(cls, path: Path, content: dict) -> "RunFolder":
@@ -136,6 +136,11 @@ class RunFolder:
         except (FileNotFoundError, ValueError, LookupError, TypeError):
             pass
         return lines
+
+    def logged_seconds(self) -> float:
+        """How long the logged steps took, by the last line; 0 if it does not say."""
+        seconds = [line.get("seconds") for line in self.read_log()[-1:]]
+        return next((s for s in seconds if isinstance(s, int | float)), 0.0)
 
 
 def read_run(folder: Path) -> dict:

@@ -39,7 +39,7 @@ _FLAGS_OF = {
     ("lora", "prefix+lora"): _LORA_FLAGS,
     ("prefix+lora",): ["lora_lr"],
 }
-_CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
+_CHOSEN = "model data device dtype attention graphs shard log out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
 

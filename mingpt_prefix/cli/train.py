@@ -10,7 +10,7 @@ torchrun --nproc-per-node 2 train.py --mode finetune
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mingpt_prefix.cli.progress import (
     warn_of_changes,
 )
 from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.tensorboard import open_board, wants_board
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import TrainConfig, to_json
@@ -70,9 +71,12 @@ def begin(
     return run
 
 
-def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
+def train(
+    trainer: Trainer, run: RunFolder | None, world: World, add_to_board: Callable[[dict], None]
+) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     unlogged, lines, saved_at = deque(), [], time.monotonic()
+    started = saved_at - (run.logged_seconds() if run is not None else 0.0)
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
             # All ranks save and stop at one step.
@@ -84,7 +88,9 @@ def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
             unlogged.append(progress)
             while len(unlogged) > (0 if is_due else trainer.stepper.lag):
                 show(unlogged[0])
-                lines.append(unlogged.popleft().log_line())
+                seconds = round(time.monotonic() - started, 3)
+                lines.append({**unlogged.popleft().log_line(), "seconds": seconds})
+                add_to_board(lines[-1])
             if progress.is_best:
                 save_trained(trainer, run, world)
             if is_due:
@@ -118,6 +124,7 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
 
 def run_training(args: TrainArgs, world: World) -> int:
     config, why = resume(args) if args.resume else resolve(args)
+    has_board = wants_board(args)
     say(why)
     if config.device == "cpu":
         keep_freed_memory()
@@ -132,7 +139,8 @@ def run_training(args: TrainArgs, world: World) -> int:
     run = begin(config, args, trainer, task, world)
     started = time.monotonic()
     try:
-        number = train(trainer, run, world)
+        with open_board(run if has_board else None, trainer.step) as add_to_board:
+            number = train(trainer, run, world, add_to_board)
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise

@@ -84,6 +84,8 @@ class TrainArgs:
     """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
     shard: bool = False
     """under torchrun: each process holds a part of the model, for finetune and pretrain"""
+    log: Literal["tensorboard"] | None = None
+    """write the log to tensorboard/ in the run's folder too; a resumed run goes on with it"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
