@@ -31,7 +31,7 @@ from mingpt_prefix.data.text import documents
 from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES
 from mingpt_prefix.tiny import corpus, steerable
 
-ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
+ENGLISH_BYTES, TABLE_BYTES = 30_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token
 FIRST_STAGE = (
     "--block-size",
