@@ -32,7 +32,7 @@ from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES, load_tokenizer
 from mingpt_prefix.data.tokenizer_json import tokenizer_json
 from mingpt_prefix.tiny import corpus, steerable
 
-ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
+ENGLISH_BYTES, TABLE_BYTES = 30_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token
 FIRST_STAGE = (
     "--block-size",
