@@ -34,16 +34,7 @@ from mingpt_prefix.tiny import corpus, steerable
 
 ENGLISH_BYTES, TABLE_BYTES = 30_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token
-FIRST_STAGE = (
-    "--block-size",
-    "448",
-    "--batch-size",
-    "12",
-    "--micro-batch-size",
-    "12",
-    "--lr",
-    "3e-3",
-)
+FIRST_STAGE = "--block-size 448 --batch-size 12 --micro-batch-size 12 --lr 3e-3".split()
 
 
 def write_text(english: Sequence[Path], out: Path) -> None:

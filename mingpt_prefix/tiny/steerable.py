@@ -44,7 +44,7 @@ from mingpt_prefix.tiny.corpus import (
 )
 
 LONGEST = 250  # tokens of an example: all of a step's are padded to the longest
-WINDOW = 256  # tokens of text read at once
+WINDOW = 448  # tokens of text read at once
 SAVE_EVERY = 100  # steps
 _FIRST = 8  # examples, whose last tokens a prefix begins as
 
@@ -56,11 +56,11 @@ class Args:
 
     steps: int
     lr: float = 1.5e-3
-    pool: int = 24
-    life: int = 250
-    tasks: int = 4
+    pool: int = 20
+    life: int = 150
+    tasks: int = 8
     examples: int = 4
-    windows: int = 2
+    windows: int = 4
     dtype: str = "bf16"
     seed: int = 0
 
@@ -122,16 +122,6 @@ def tables_batch(lives: Sequence[Life], examples: int) -> tuple[PackedBatch, Pre
     return of_few_sizes(batch).to(prefix.kv.device), prefix
 
 
-def sum_gradients(model: nn.Module, world: World) -> None:
-    """Give each parameter the sum of the ranks' gradients."""
-    if world.size == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = world.sum(torch.cat([g.flatten() for g in gradients]))
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
-
-
 def train_together(
     model: GPT2,
     args: Args,
@@ -169,7 +159,8 @@ def train_together(
             loss = summed_loss(batch, rows)
             (loss / count).backward()
             losses.append(loss.detach() / batch.n_targets)
-        sum_gradients(model, world)
+        for parameter in model.parameters():
+            parameter.grad = world.sum(parameter.grad)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         _step(optimizers, learning_rate(step, args.steps, config))
         for i in chosen:
