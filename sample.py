@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING
 
 from mingpt_prefix.cli.terminal import parse, run_script
 from mingpt_prefix.data.readers import iter_tables
-from mingpt_prefix.errors import ConfigError, DataError, TableError, shown
+from mingpt_prefix.data.tables import Table, unseen_slots
+from mingpt_prefix.errors import ConfigError, DataError, TableError, printable, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def run(argv: Sequence[str] | None) -> int:
         from mingpt_prefix.serve.server import serve
 
         return serve(config)
-    if config.beside:
-        raise ConfigError("--beside goes with --serve")
+    for name in ("beside", "watch", "cors"):
+        if getattr(config, name):
+            raise ConfigError(f"--{name} goes with --serve")
     with open_lines(config) as lines:
         return write_all(config, lines)
 
@@ -59,6 +61,7 @@ def run(argv: Sequence[str] | None) -> int:
 def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
     """Write a sentence for each line; returns the exit code."""
     decoding, writer, failed = config.decoding, None, False
+    warned: set[str] = set()
     is_file = config.input is not None or config.prompts is not None
     has_tables = config.input is not None or config.table is not None
     items = iter_tables(lines) if has_tables else iter_prompts(lines)
@@ -67,6 +70,8 @@ def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
         if not is_file and not good:
             raise chunk[0][1]
         writer = writer or open_by(config)
+        if config.bank is None:
+            warn_of_slots([table for _, table in good], writer, warned)
         # A seed of its own for each line, so that equal tables are sampled differently.
         seeds = [config.seed * 1_000_003 + number for number, _ in good]
         written = writer.write_scored([item for _, item in good], decoding, seeds)
@@ -100,6 +105,17 @@ def open_by(config: SampleConfig) -> "Pipeline | BankPipeline":
         writer = open_pipeline(config)
     print(f"Writing by {writer.origin}.", file=sys.stderr)
     return writer
+
+
+def warn_of_slots(tables: list[Table], writer: "Pipeline", warned: set[str]) -> None:
+    """On stderr, once each: slots that training never saw; `warned` has those told before."""
+    if writer.slots:
+        unseen = (name for table in tables for name in unseen_slots(table, writer.slots))
+        if new := [name for name in dict.fromkeys(unseen) if name not in warned]:
+            warned.update(new)
+            saw = printable(", ".join(writer.slots), 200)
+            names = printable(", ".join(new), 200)
+            print(f"sample.py: training never saw the slot {names}; it saw {saw}", file=sys.stderr)
 
 
 def iter_prompts(lines: Iterator[str]) -> Iterator[tuple[int, str]]:

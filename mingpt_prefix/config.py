@@ -57,7 +57,10 @@ def check_ranges(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a GPT-2; the field names are those of GPT-2's own `config.json`."""
+    """The shape of a GPT-2; the field names are those of GPT-2's own `config.json`.
+
+    `eos_token_id` None: no token ends a text. `tokenizer` None: it is not known.
+    """
 
     n_layer: int = 12
     n_head: int = 12
@@ -65,7 +68,7 @@ class ModelConfig:
     vocab_size: int = 50257
     n_positions: int = 1024
     layer_norm_epsilon: float = 1e-5
-    eos_token_id: int = 50256
+    eos_token_id: int | None = 50256
     tokenizer: str | None = "gpt2"
 
     def __post_init__(self):
@@ -75,7 +78,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a positive whole number, not {value!r}")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-        if not 0 <= self.eos_token_id < self.vocab_size:
+        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ConfigError(
                 f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.vocab_size}"
             )
@@ -83,6 +86,12 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def n_tokens(self) -> int:
+        """How many ids are tokens: beyond GPT-2's own tokenizer a vocabulary is padding."""
+        own = ModelConfig.vocab_size  # the default
+        return min(self.vocab_size, own) if self.tokenizer == "gpt2" else self.vocab_size
 
 
 MODELS = {
@@ -116,7 +125,8 @@ class TrainConfig:
     whose rows training starts from, `init_digest` the SHA-256 of those. `lora_targets` are the
     weights that LoRA changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out)
     times `lora_alpha` / `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the
-    peak learning rate of those where a prefix has `lr`; 0: the same.
+    peak learning rate of those where a prefix has `lr`; 0: the same. `slots` are the names of those
+    that training's tables have, where they are a fixed set.
     """
 
     mode: Mode
@@ -155,6 +165,7 @@ class TrainConfig:
     grad_checkpoint: bool = False
     input_template: str = ""
     text_field: str = ""
+    slots: tuple[str, ...] = ()
     seed: int = _number("not be negative", 0)
     device: str = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"

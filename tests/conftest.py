@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,8 @@ import pytest
 from mingpt_prefix.checkpoints.pretrained import save_model
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests ask only hubs of their own
 
 SMALL = ModelConfig(2, 2, 32, vocab_size=4096, n_positions=160, eos_token_id=4095, tokenizer="tiny")
 KINDS = ("pub", "bistro", "coffee shop")

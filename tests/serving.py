@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,8 +50,25 @@ def _save_model(folder: Path, seed: int) -> str:
     return fingerprint(model)
 
 
+class Server(subprocess.Popen):
+    """What it says on stderr goes to a file, so that it never waits for a reader."""
+
+    def __init__(self, command: list[str], cwd: Path, **options: object) -> None:
+        self.log = cwd / f"{uuid.uuid4().hex}.log"
+        with self.log.open("wb") as log:
+            super().__init__(command, cwd=cwd, stderr=log, **options)
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def complaints(self) -> list[str]:
+        """What it said beside its first two lines and those of the request log."""
+        usual = re.compile(r"Writing by |Serving |\d{4}-\d\d-\d\d ")
+        return [line for line in self.said().splitlines() if not usual.match(line)]
+
+
 @contextlib.contextmanager
-def serving(folder: Path, *flags: str, changes: str = "") -> Iterator[tuple[str, subprocess.Popen]]:
+def serving(folder: Path, *flags: str, changes: str = "") -> Iterator[tuple[str, Server]]:
     """The address of a server started in `folder`, and its process, ended if it still runs.
 
     `changes` is Python that is run in it first.
@@ -58,19 +77,12 @@ def serving(folder: Path, *flags: str, changes: str = "") -> Iterator[tuple[str,
     program = ["-c", code] if changes else [str(SCRIPT)]
     command = [sys.executable, *program, "--serve", "--port", "0", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = Server(command, cwd=folder, env=environment)
     try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"at (http://\S+/) until", line):
-                break
-        else:
-            raise AssertionError("".join(said))
+        while not (found := re.search(r"at (http://\S+/) until", process.said())):
+            assert process.poll() is None, process.said()
+            time.sleep(0.05)
         yield found[1], process
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()

@@ -30,10 +30,11 @@ def model() -> GPT2:
 
 
 @pytest.fixture(scope="module")
-def prefix() -> PrefixKV:
+def prefixes() -> list[PrefixKV | None]:
+    """Two of different lengths, and none, which is number -1."""
     generator = torch.Generator().manual_seed(1)
     kv = torch.randn(CONFIG.n_layer, 2, 9, CONFIG.n_head, CONFIG.head_dim, generator=generator)
-    return PrefixKV.pack(list(kv.double().split((3, 6), dim=2)))
+    return [*map(PrefixKV.from_tensor, kv.double().split((3, 6), dim=2)), None]
 
 
 @pytest.fixture
@@ -63,21 +64,21 @@ class Gate:
 
 
 @pytest.fixture
-def batcher(model, prefix) -> Iterator[Batcher]:
-    batcher = Batcher(model, prefix, EOS, most_waiting=100, batch_size=8)
+def batcher(model) -> Iterator[Batcher]:
+    batcher = Batcher(model, EOS, most_waiting=100, batch_size=8)
     yield batcher
     batcher.close()
 
 
-def alone(model: GPT2, prefix: PrefixKV, job: Job) -> list[tuple[list[int], object]]:
+def alone(model: GPT2, job: Job) -> list[tuple[list[int], object]]:
     """What `generate_scored` gives for this one."""
     first = None if job.prefix_from is None else [job.prefix_from]
     (found,) = generate_scored(
         model,
         [job.prompt],
-        prefix,
+        job.prefix,
         job.decoding,
-        prefix_ids=[job.prefix_id],
+        prefix_ids=None if job.prefix else [-1],
         prefix_from=first,
         seed=job.seed,
     )
@@ -92,28 +93,35 @@ def run_together(batcher: Batcher, jobs: list[Job]) -> list[list[tuple[list[int]
     return [[tuple(s) for s in job.future.result(timeout=30)] for job in jobs]
 
 
-def test_each_gets_what_it_gets_alone(batcher, model, prefix, sizes) -> None:
-    jobs = [Job([5, 6 + n % 4, 7][: 1 + n % 3], GREEDY, n % 3 - 1) for n in range(12)]
-    jobs += [Job([5, n, 9], GREEDY, n % 2, prefix_from=2) for n in range(4)]
-    jobs += [Job([5, n, 9], BEAMS, n % 2) for n in range(4)]
+def test_each_gets_what_it_gets_alone(batcher, model, prefixes, sizes) -> None:
+    jobs = [Job([5, 6 + n % 4, 7][: 1 + n % 3], GREEDY, prefixes[n % 3 - 1]) for n in range(12)]
+    jobs += [Job([5, n, 9], GREEDY, prefixes[n % 2], prefix_from=2) for n in range(4)]
+    jobs += [Job([5, n, 9], BEAMS, prefixes[n % 2]) for n in range(4)]
     for job, found in zip(jobs, run_together(batcher, jobs), strict=True):
-        assert found == alone(model, prefix, job)
+        assert found == alone(model, job)
     # 12 in front of their prompts, of which 8 at once; 4 infixes; of 4 beams 2 prompts at once.
     assert sorted(sizes) == [2, 2, 4, 4, 8]
 
 
-def test_equal_samples(batcher, model, prefix, sizes) -> None:
+def test_equal_samples(batcher, model, prefixes, sizes) -> None:
     """Equal prompts of one seed are told apart within a batch, so they go one after the other."""
-    jobs = [Job([5, 6], SAMPLED, n % 2, seed=7) for n in range(3)] + [Job([5, 6], SAMPLED, seed=8)]
+    jobs = [Job([5, 6], SAMPLED, prefixes[n % 2], seed=7) for n in range(3)]
+    jobs.append(Job([5, 6], SAMPLED, prefixes[0], seed=8))
     results = run_together(batcher, jobs)
-    assert results == [alone(model, prefix, job) for job in jobs] and results[0] == results[2]
+    assert results == [alone(model, job) for job in jobs] and results[0] == results[2]
     assert sizes == [2, 1, 1]
 
 
-def test_tokens_as_they_come(batcher) -> None:
+def test_tokens_as_they_come(batcher, prefixes) -> None:
     told: dict[int, list[tuple[int, float]]] = {0: [], 1: [], 2: []}
     jobs = [
-        Job([5] * (3 - n), SAMPLED, n - 1, seed=n, on_token=lambda *t, n=n: told[n].append(t))
+        Job(
+            [5] * (3 - n),
+            SAMPLED,
+            prefixes[n - 1],
+            seed=n,
+            on_token=lambda *t, n=n: told[n].append(t),
+        )
         for n in told
     ]
     for n, ((ids, score),) in enumerate(run_together(batcher, jobs)):
@@ -159,7 +167,7 @@ def test_an_error_is_its_own(batcher) -> None:
 
 
 def test_a_full_queue_and_a_closed_one(model) -> None:
-    batcher = Batcher(model, None, EOS, most_waiting=2)
+    batcher = Batcher(model, EOS, most_waiting=2)
     gate = Gate(batcher)
     first, second = batcher.submit(Job([5], GREEDY)), batcher.submit(Job([6], GREEDY))
     with pytest.raises(QueueFull):

@@ -210,4 +210,5 @@ def test_bad_prompts(tokenizer, prompt: str, said: str) -> None:
 
 def test_calls_are_shown_as_they_are_written(tokenizer) -> None:
     ids = [*tokenizer.encode(" a river"), 4097, *tokenizer.encode(" The Mill")]
-    assert decode_calls(tokenizer, ids, list(CALLEES)) == " a river<|prefix:inns|> The Mill"
+    names = {callee.token: name for name, callee in CALLEES.items()}
+    assert decode_calls(tokenizer, ids, names) == " a river<|prefix:inns|> The Mill"

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import pytest
 
+from mingpt_prefix.cli import train
 from mingpt_prefix.data.datasets import load_split
+from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.readers import USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.data.tables import Example, Table, linearize, parse_table
 from mingpt_prefix.errors import DataError
@@ -33,6 +36,27 @@ AARHUS = """<?xml version="1.0" encoding="UTF-8"?>
     </entry>
   </entries>
 </benchmark>
+"""
+LEFT_OUT = {
+    "sentences not marked good": 1,
+    "sentences in other languages": 1,
+    "entries without a sentence": 1,
+}
+# The enriched release has mtriple in some versions, otriple in others.
+ENRICHED = """<benchmark><entries>
+<entry category="Airport" eid="Id1" size="1">
+  <originaltripleset><otriple>A | b_original | C</otriple></originaltripleset>
+  <modifiedtripleset><TRIPLE>A | b | "C"</TRIPLE><TRIPLE>A | d | E</TRIPLE></modifiedtripleset>
+  <entitymap><entity>AGENT-1 | A</entity></entitymap>
+  <lex comment="good" lid="Id1">
+    <sortedtripleset><sentence ID="1"><striple>A | b | "C"</striple></sentence></sortedtripleset>
+    <references><reference entity="A" tag="AGENT-1">It</reference></references>
+    <text>It is C.</text>
+    <template>AGENT-1 is C .</template>
+  </lex>
+  <lex comment="toFix" lid="Id2"><text>It are C.</text></lex>
+  <lex comment="good" lid="Id3"><text/><template/></lex>
+</entry></entries></benchmark>
 """
 ONE = AARHUS.replace("Aarhus_Airport", "{name}")
 DART = [
@@ -70,7 +94,10 @@ def refused(path: Path, columns: Columns = USUAL) -> str:
 def test_webnlg(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_text(AARHUS, encoding="utf-8")
-    first, second = read_examples(path)
+    left_out: LeftOut = {}
+    for _ in range(2):  # the counts are those of the file, however often it is read
+        first, second = read_examples(path, left_out=left_out)
+    assert left_out == {(str(path), why): count for why, count in LEFT_OUT.items()}
     assert first.text == "Aarhus Airport serves Aarhus." and second.text.startswith("Aarhus is")
     assert first.table == second.table
     assert linearize(first.table) == (
@@ -79,6 +106,17 @@ def test_webnlg(tmp_path: Path) -> None:
     )
     path.write_text(AARHUS.replace("UTF-8", "UTF-16"), encoding="utf-16")
     assert read_examples(path) == [first, second]
+
+
+@pytest.mark.parametrize("tag", ["mtriple", "otriple"])
+def test_enriched_webnlg(tmp_path: Path, tag: str) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text(ENRICHED.replace("TRIPLE", tag), encoding="utf-8")
+    left_out: LeftOut = {}
+    (example,) = read_examples(path, left_out=left_out)
+    assert example == Example(Table((("A", "b", '"C"'), ("A", "d", "E"))), "It is C.")
+    whys = ("sentences not marked good", "empty sentences")
+    assert left_out == {(str(path), why): 1 for why in whys}
 
 
 def write_release(folder: Path) -> None:
@@ -124,7 +162,14 @@ OUTSIDE = '<!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
         (AARHUS.replace("UTF-8", "x-none"), "not valid XML"),
         ("<html><body/></html>", "not WebNLG's XML: <html>"),
         ("<benchmark><entries/></benchmark>", "no examples in it"),
-        (AARHUS.replace("<lex", "<lax").replace("</lex", "</lax"), "no examples in it"),
+        (
+            AARHUS.replace("<lex", "<lax").replace("</lex", "</lax"),
+            r"no examples in it; left out: entries without a sentence \(2\)",
+        ),
+        (
+            AARHUS.replace('"good"', '"bad"').replace('comment=""', 'comment="toFix"'),
+            r"no examples in it; left out: sentences not marked good \(3\), sentences in other",
+        ),
         (AARHUS.replace("A | b | C", "A, b, C"), r"entry 2 \(Id2\): 'A, b, C' is not"),
         (AARHUS.replace("mtriple>", "m>"), r"entry 1 \(Id1\): the table is empty"),
         (AARHUS.replace(">Aarhus Airport serves Aarhus.<", "> <"), r"entry 1 .*text is empty"),
@@ -157,6 +202,46 @@ def test_dart(tmp_path: Path) -> None:
     (dev,) = load_split([str(tmp_path)], "dev")
     assert dev == Example(Table((("The Mill", "eattype", "pub"),)), "The Mill is a pub.")
     assert len(load_split([str(tmp_path)], "test")) == 2
+
+
+def dart_xml(items: list[dict]) -> str:
+    """The same in DART's own XML, which marks sentences by their source and has no empty ones."""
+    entries = ""
+    for number, item in enumerate(items, 1):
+        triples = "".join(f"<mtriple>{escape(' | '.join(t))}</mtriple>" for t in item["tripleset"])
+        sentences = "".join(
+            f'<lex comment="{said["source"]}" lid="Id1">{escape(said["text"])}</lex>'
+            for said in item["annotations"]
+            if said["text"].strip()
+        )
+        triples = f"<modifiedtripleset>{triples}</modifiedtripleset>"
+        entries += f'<entry category="MISC" eid="Id{number}">{triples}{sentences}</entry>'
+    return f"<benchmark><entries>{entries}</entries></benchmark>"
+
+
+def test_dart_s_xml_is_its_json(tmp_path: Path) -> None:
+    path = tmp_path / "dart-v1.1.1-full-train.json"
+    path.write_text(json.dumps(DART), encoding="utf-8")
+    left_out: LeftOut = {}
+    splits = ("dev", "train")
+    expected = [load_split([str(tmp_path)], split, left_out=left_out) for split in splits]
+    assert list(left_out.values()) == [1] and "empty sentences" in told_left_out(left_out)
+    path.unlink()
+    path.with_suffix(".xml").write_text(dart_xml(DART), encoding="utf-8")
+    left_out.clear()
+    found = [load_split([str(tmp_path)], split, left_out=left_out) for split in splits]
+    assert found == expected and not left_out
+
+
+def test_a_run_says_what_is_left_out(tmp_path: Path, small_model: Path, capsys) -> None:
+    for name in ("A", "B", "C"):
+        text = ONE.replace("{name}", name)
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / f"{name}.xml").write_text(text, encoding="utf-8")
+    flags = f"--mode finetune --model {small_model} --data {tmp_path} --max-steps 1 --device cpu"
+    assert train.main([*flags.split(), "--out", str(tmp_path / "run")]) == 0
+    told = ", ".join(f"{why} (3)" for why in LEFT_OUT)
+    assert f"\nOf the data left out: {told}.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

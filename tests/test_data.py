@@ -9,26 +9,37 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import pytest
 
 from mingpt_prefix.checkpoints.atomic_write import cache_dir
+from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.data import datasets as data
 from mingpt_prefix.data.datasets import e2e_available, group_references, load_examples, load_split
+from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.readers import iter_tables, read_csv, read_examples
-from mingpt_prefix.data.tables import Example, Table, format_table, parse_table
-from mingpt_prefix.errors import DataError, TableError
+from mingpt_prefix.data.tables import Example, Table, format_table, linearize, parse_table
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.errors import ConfigError, DataError, TableError
+from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import check_positions
 
 ROWS = [(f"name[Place {i // 2}], eatType[pub]", f"Sentence {i}.") for i in range(200)]
 EXAMPLES = [Example(parse_table(mr), ref) for mr, ref in ROWS]
 
 
-def csv_bytes(rows: list[tuple[str, str]]) -> bytes:
+def csv_bytes(rows: list[tuple[str, str]], delimiter: str = ",") -> bytes:
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([("mr", "ref"), *rows])
+    csv.writer(out, delimiter=delimiter).writerows([("mr", "ref"), *rows])
     return out.getvalue().encode()
+
+
+def bars_bytes(rows: list[tuple[str, str]]) -> bytes:
+    """As the prefix-tuning paper's repository has E2E."""
+    tables = (linearize(parse_table(mr)).strip() for mr, _ in rows)
+    return "".join(f"{t}||{ref} \n" for t, (_, ref) in zip(tables, rows, strict=True)).encode()
 
 
 def jsonl_bytes(rows: list[tuple[str, str]]) -> bytes:
@@ -192,6 +203,16 @@ def test_sample() -> None:
         ("a.csv", csv_bytes(ROWS)),
         ("a.CSV", b"\xef\xbb\xbf" + csv_bytes(ROWS).replace(b"\r\n", b"\n")),
         ("a.csv", csv_bytes(ROWS).replace(b"\r\n", b"\r\n\r\n").replace(b"mr,ref", b" MR , Ref")),
+        ("a.csv", csv_bytes(ROWS, ";")),
+        ("a.csv", b"sep=;\r\n" + csv_bytes(ROWS, ";")),
+        ("a.csv", b"\xef\xbb\xbfsep=\t\n" + csv_bytes(ROWS, "\t")),
+        ("a.tsv", csv_bytes(ROWS, "\t")),
+        ("a.TSV", b"\n" + csv_bytes(ROWS)),
+        ("a.csv", csv_bytes(ROWS) + b",\r\n,\r\n , ,,\r\n"),
+        ("a.csv", csv_bytes(ROWS).replace(b"\r\n", b",,\r\n") + b",,,\r\n"),
+        ("a.csv", csv_bytes(ROWS, ";").replace(b"\r\n", b";;\n").replace(b";;", b"", 1)),
+        ("src1_train.txt", bars_bytes(ROWS)),
+        ("a.txt", b"\xef\xbb\xbf" + bars_bytes(ROWS).replace(b"\n", b"\r\n\r\n")),
         ("a.jsonl", jsonl_bytes(ROWS)),
         ("a.jsonl", b"\xef\xbb\xbf" + jsonl_bytes(ROWS).replace(b"\n", b"\r\n\r\n")),
         ("a.json", b"[" + b",".join(jsonl_bytes(ROWS).splitlines()) + b"]"),
@@ -200,6 +221,21 @@ def test_sample() -> None:
 def test_good_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert read_examples(tmp_path / name) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl", "a.json"])
+def test_the_longest_example_is_named_where_it_does_not_fit(tmp_path: Path, name: str) -> None:
+    rows = [ROWS[0], ("name[B]", "word " * 100), ROWS[1]]
+    items = b"[" + b",".join(jsonl_bytes(rows).splitlines()) + b"]"
+    contents = {"a.csv": csv_bytes(rows), "a.txt": bars_bytes(rows), "a.jsonl": jsonl_bytes(rows)}
+    path = tmp_path / name
+    path.write_bytes(contents.get(name, items))
+    encoded = [encode_example(load_tokenizer("tiny"), e) for e in read_examples(path)]
+    model = GPT2(ModelConfig(1, 1, 2, vocab_size=4096, n_positions=64, eos_token_id=0))
+    where = {"a.csv": "line 3", "a.json": "item 2"}.get(name, "line 2")
+    with pytest.raises(ConfigError, match=rf"2 prefix rows .* tokens \({path}: {where}\) pass"):
+        check_positions(2, encoded, model)
+    check_positions(2, [encoded[0], encoded[2]], model)
 
 
 def test_csv_columns_go_by_name_and_fields_may_hold_line_ends() -> None:
@@ -254,8 +290,14 @@ GOOD_ITEM = b'{"table": {"name": "A"}, "text": "A pub."}'
         ("a.json", b"[]", "no examples"),
         ("a.json", GOOD_ITEM, "list of objects"),
         ("a.json", b"[" + GOOD_ITEM + b", {}]", "item 2: an object"),
-        ("a.txt", GOOD_ROW, "must end in .csv, .jsonl, .json"),
-        ("trainset", GOOD_ROW, "must end in .csv, .jsonl, .json"),
+        ("a.tsv", b'mr\tref\nname[A]\t"A" pub.\n', "line 2: "),
+        ("a.csv", b"mr;ref\nname[A], food[B];A pub; cheap.\n", "line 2: 3 fields"),
+        ("a.csv", b"mr,ref\n,\n,A pub.\n", "line 3: the table is empty"),
+        ("a.csv", b"sep=;\nmr;ref\nname[A\n", "line 3: 1 fields under 2"),
+        ("a.txt", GOOD_ROW, r"line 1: 'table\|\|sentence' is expected"),
+        ("a.txt", b"name : A||A.\nname A||B.\n", "line 2: 'name : value'"),
+        ("a.txt", b"name : A|| \n", "line 1: the text is empty"),
+        ("trainset", GOOD_ROW, "must end in .csv, .tsv, .jsonl, .json"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, what: str) -> None:
@@ -338,12 +380,15 @@ def test_few_tables(tmp_path: Path, n_tables: int) -> None:
         ("trainset.csv", "devset.csv", "testset_w_refs.csv"),
         ("train.csv", "dev.csv", "test.csv"),
         ("train.jsonl", "devset.csv", "test.jsonl"),
+        ("train.tsv", "valid.csv", "testset_w_refs.csv"),
+        ("src1_train.txt", "src1_valid.txt", "src1_test.txt"),
+        ("train.csv", "validation.csv", "test.csv"),
     ],
 )
 def test_folder(tmp_path: Path, names: tuple[str, ...]) -> None:
     for start, name in enumerate(names):
         rows = ROWS[start * 10 : start * 10 + 10]
-        write = jsonl_bytes if name.endswith("jsonl") else csv_bytes
+        write = {".jsonl": jsonl_bytes, ".txt": bars_bytes}.get(Path(name).suffix, csv_bytes)
         (tmp_path / name).write_bytes(write(rows))
     for start, split in enumerate(("train", "dev", "test")):
         found = load_examples(str(tmp_path), split)
@@ -427,3 +472,36 @@ def test_iter_tables_goes_on_after_a_bad_line() -> None:
 
 def test_iter_tables_is_lazy() -> None:
     assert len(list(islice(iter_tables(repeat("name[A]\n")), 1_000))) == 1_000
+    rows = chain(["mr,ref\n"], repeat('"name[A], food[B]",\n'))
+    assert len(list(islice(iter_tables(rows), 1_000))) == 1_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "MR\n{}\n{}\n{}\n",
+        '\ufeff"mr","ref"\r\n{},A.\r\n{},"B.\nC."\r\n{},\r\n,\r\n',
+        "id;mr;ref\n1;{};x\n2;{};\n3;{};;;\n",
+        "sep=\t\nmr\tref\n{}\t\n{}\t\n{}\t\n",
+    ],
+)
+def test_iter_tables_reads_csv(content: str) -> None:
+    mrs = [f'"name[Inn ""{n}""], food[Thai]"' for n in range(3)]
+    lines = io.StringIO(content.format(*mrs), newline="")
+    found = [item for _, item in iter_tables(lines)]
+    expected = [Table((("name", f'Inn "{n}"'), ("food", "Thai"))) for n in range(3)]
+    assert found == expected
+
+
+def test_iter_tables_goes_on_after_a_bad_row() -> None:
+    lines = ["mr,ref\n", '"name[A]\n', '", x\n', "name[A,x\n", "name[B],x,y\n", "name[C],\n", '"n']
+    (first, good), *bad, (fourth, also), last = iter_tables(lines)
+    assert (first, good.slots, fourth, also.slots) == (2, (("name", "A"),), 6, (("name", "C"),))
+    assert [number for number, _ in bad] == [4, 5] and last[0] == 7
+    whats = ("']' is missing", "3 fields under 2 columns", "unexpected end of data")
+    for (_, error), what in zip([*bad, last], whats, strict=True):
+        assert type(error) is TableError and what in str(error)
+    # A table that is no row under a header, and a header alone, are tables that cannot be read.
+    for line in ("mr", "mr[A]", "a, mr"):
+        ((number, item),) = iter_tables([line])
+        assert number == 1 and (isinstance(item, Table) == ("[" in line))

@@ -6,6 +6,7 @@ E2E release) and test_weights.py (the hub).
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 from test_weights import DRIVER, hub_form, make_model
 
-from mingpt_prefix.checkpoints.pretrained import fingerprint
+from mingpt_prefix.checkpoints.pretrained import fingerprint, save_model
 
+ROOT = Path(__file__).parents[1]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECES = 16
 GOOD, BAD = "gpt2", "gpt2-medium"
 HUB = "/openai-community/{}/resolve/main/model.safetensors"
@@ -68,8 +73,10 @@ class Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256(self.server.promised.get(self.path, body)).hexdigest()
         self.send_response(200 if body else 404)
         self.send_header("ETag", f'"{digest}"')
-        self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body)))
+        if not body:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()
         return body
 
@@ -169,6 +176,108 @@ def test_weights_killed_and_then_by_two_at_once(server, served: bytes, tmp_path:
     assert all(fingerprint(make_model()) in line for line in said)
     whole = {path.name: path.read_bytes() for path in tmp_path.rglob("blobs/*")}
     assert whole[hashlib.sha256(served).hexdigest()] == served
+
+
+def folder_of(path: Path, **changes: object) -> dict[str, bytes]:
+    """The files of a small model as transformers saves it."""
+    save_model(make_model(), path)
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def cache(home: Path, repo: str, files: dict[str, bytes]) -> None:
+    """As `from_pretrained` fills it."""
+    folder = home / "hub" / f"models--{repo.replace('/', '--')}"
+    for name, content in files.items():
+        path = folder / "snapshots" / COMMIT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+
+
+# Whether the hub answers in time is not asked here.
+PATIENT = f"from mingpt_prefix.checkpoints import hub\nhub._PROBE_S = 60.0\n{DRIVER}"
+
+
+def test_models_that_other_programs_cached(server: Server, served: bytes, tmp_path: Path) -> None:
+    """Under the hub's older names too, and under the newer when the older is asked for."""
+    files = folder_of(tmp_path / "model")
+    weights = {"model.safetensors": served}
+    for repo, held in (
+        ("gpt2", weights),
+        ("openai-community/gpt2-medium", weights),
+        ("distilgpt2", files),
+        ("someone/tale", files),
+    ):
+        cache(tmp_path, repo, held)
+    names = ["gpt2", "openai-community/gpt2", "openai-community/gpt2-medium"]
+    names += ["distilgpt2", "distilbert/distilgpt2", "someone/tale"]
+    known = ["gpt2", "gpt2", "gpt2-medium", "", "", ""]
+    expected = [[name, fingerprint(make_model())] for name in known]
+    calls = [*(f"load:{name}" for name in names), "at_hand:gpt2"]
+    for env in ({"HF_ENDPOINT": server.url}, {"HF_HUB_OFFLINE": "1"}):
+        said = ends_well(start(PATIENT, *calls, HF_HOME=str(tmp_path), **env)).splitlines()
+        answers = [json.loads(line)[0] for line in said]
+        assert answers == [*expected, [True, "in the Hugging Face cache"]]
+    assert server.begun == 0
+
+
+def test_any_gpt2_of_the_hub(server: Server, tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "model")
+    tensors = load_tensors(files["model.safetensors"])
+    first = dict(list(tensors.items())[:9])
+    rest = {name: tensor for name, tensor in tensors.items() if name not in first}
+    index = {name: "a.safetensors" if name in first else "b.safetensors" for name in tensors}
+    large = {
+        "config.json": files["config.json"],
+        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+        "a.safetensors": save(first),
+        "b.safetensors": save(rest),
+    }
+    pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"x"}
+    other = folder_of(tmp_path / "other", model_type="llama")
+    repos = {"distilgpt2": files, "someone/large": large, "a/pickled": pickled, "a/llama": other}
+    for repo, held in repos.items():
+        repo = {"distilgpt2": "distilbert/distilgpt2"}.get(repo, repo)
+        for name, content in held.items():
+            for revision in ("main", COMMIT):
+                server.files[f"/{repo}/resolve/{revision}/{name}"] = content
+    asked = [*repos, "a/none", "distilgpt2"]
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url}
+    calls = (f"load:{name}" for name in asked)
+    said = ends_well(start(PATIENT, *calls, **env)).splitlines()
+    answers = [json.loads(line)[0] for line in said]
+    whole = ["", fingerprint(make_model())]
+    assert answers[0] == answers[1] == answers[5] == whole
+    assert "no model.safetensors" in answers[2] and "pickled weights are not read" in answers[2]
+    assert "GPT-2 only: model_type is 'llama', not 'gpt2'" in answers[3]
+    assert answers[4].startswith("unknown model 'a/none'; known: ") and "on the" in answers[4]
+    assert server.begun == 2 + 4 + 1 + 1  # no weights of another architecture, nothing twice
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    calls = ("load:distilgpt2", "load:someone/large")
+    said = ends_well(start(DRIVER, *calls, **env)).splitlines()
+    assert [json.loads(line)[0] for line in said] == [whole, whole]
+
+
+RUN = """
+import sys
+import sample
+from mingpt_prefix.cli import train
+flags = sys.argv[1:]
+assert train.main(["--mode", "prefix", "--max-steps", "1", "--prefix-length", "2", *flags]) == 0
+next_command = ["--run", "run", "--model", "someone/small", "--beams", "1"]
+sys.exit(sample.main([*next_command, "--max-new-tokens", "3", "--table", "name[A]"]))
+"""
+
+
+def test_a_run_on_a_model_of_the_hub(small_model, small_data, tmp_path: Path) -> None:
+    cache(tmp_path, "someone/small", {p.name: p.read_bytes() for p in small_model.iterdir()})
+    flags = ["--model", "someone/small", "--data", str(small_data), "--out", "run"]
+    env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    said = ends_well(start(f"import os; os.chdir({str(tmp_path)!r})\n{RUN}", *flags, **env))
+    assert "sample.py --run run --model someone/small --table" in said
 
 
 # GPT-2's tokenizer

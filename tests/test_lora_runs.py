@@ -219,7 +219,7 @@ def test_bad_flags(flags, what, small_model, small_data, tmp_path, monkeypatch, 
 
 def test_a_lora_of_another_base(made: Path, small_model, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(made)
-    assert "name that folder with --model" in refusal(capsys, sample, "--run", "lora", *TABLE)
+    assert "name that with --model" in refusal(capsys, sample, "--run", "lora", *TABLE)
     model = load_model(small_model)
     with torch.no_grad():
         model.wte.weight[0, 0] += 1
@@ -229,7 +229,7 @@ def test_a_lora_of_another_base(made: Path, small_model, tmp_path: Path, capsys,
     line = refusal(capsys, sample, "--run", "lora", "--model", "tiny", *TABLE)
     assert "not of tiny (" in line
     line = refusal(capsys, sample, "--prefix", "lora/lora.safetensors", "--model", "tiny", *TABLE)
-    assert "not a prefix file" in line
+    assert "this is LoRA: sample.py takes it by --lora" in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "nan", "prefix"])

@@ -55,6 +55,28 @@ def test_as_sacrebleu(seed: int) -> None:
     assert score == pytest.approx(sacre(hypotheses, references), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("hypotheses", "references"),
+    [
+        (["red", "the pub is big now"], [["blue sky"], ["the pub is big now"]]),
+        (["a pub", "no", "the mill is a cheap pub"], [["a pub"], ["yes"], ["the mill is a pub"]]),
+        (["x", "the pub is big now", "b c"], [["x"], ["the pub is big now"], ["b d"]]),
+    ],
+)
+def test_short_sentences_as_sacrebleu(hypotheses, references) -> None:
+    score = bleu(hypotheses, references)
+    assert 0.1 < score < 1.0
+    assert score == pytest.approx(sacre(hypotheses, references), abs=1e-12)
+
+
+def test_a_sentence_too_short_for_an_order_adds_nothing_to_it() -> None:
+    # 7 tokens in the references, and 4 said. Of "b" and of "a b": two, each with two ends.
+    tokens, pairs, triples = (2 * math.log2(7 / 2) + math.log2(7)) / 4, 1 / 2, 1 / 1
+    found = nist(["a b c", "x"], [["a b c", "a b d"], ["y"]])
+    assert found == pytest.approx(tokens + pairs + triples, rel=1e-12)
+    assert bleu(["no", "yes", "no"], [["yes"], ["yes"], ["no"]]) < 1e-3  # no 4-gram at all
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_tokens_as_sacrebleu(seed: int) -> None:
     module = pytest.importorskip("sacrebleu.tokenizers.tokenizer_13a")

@@ -77,10 +77,42 @@ def set_field(browser: WebDriver, css: str, text: str) -> None:
     field.send_keys(text)
 
 
+def table_of(browser: WebDriver) -> dict[str, str]:
+    inputs = browser.find_elements(By.CSS_SELECTOR, ".slot input")
+    texts = [field.get_property("value") for field in inputs]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
 def answer(browser: WebDriver, name: str):
     """The card of one voice, once it is written to its end."""
     css = f'.answer[data-voice="{name}"][data-done]'
     return until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, css))[0]
+
+
+def test_a_first_result_without_a_click(page: WebDriver) -> None:
+    chosen = [
+        name
+        for i, name in enumerate(VOICES)
+        if page.find_element(By.ID, f"voice-{i}").is_selected()
+    ]
+    assert chosen and all(answer(page, name).text for name in chosen)
+
+
+def test_a_test_table_and_its_ticks(page: WebDriver) -> None:
+    """What a sentence says is ticked: here one that holds the table's name."""
+    choose(page, "short")
+    before = table_of(page)
+    click(page, "#test-table")
+    until(page, lambda b: table_of(b) != before)
+    assert table_of(page)["name"]
+    card = answer(page, "short")
+    slots = card.find_elements(By.CSS_SELECTOR, ".slots li")
+    assert [slot.text for slot in slots] == list(table_of(page))
+    items = page.execute_script(
+        'const list = slotList(\'{"name": "a", "area": "b"}\', [\'area\']);'
+        "return [...list.children].map((item) => [item.textContent, item.title])"
+    )
+    assert items == [["name", "not found in the sentence"], ["area", "said"]]
 
 
 def test_side_by_side(page: WebDriver) -> None:
@@ -144,10 +176,12 @@ def test_what_it_shows_is_text(page: WebDriver) -> None:
 
 
 def test_no_more_than_needed_is_loaded(page: WebDriver, address: str) -> None:
+    answer(page, "short")
     names = page.execute_script(
         "return performance.getEntriesByType('resource').map((e) => e.name)"
     )
-    assert {name for name in names if not name.endswith("/favicon.ico")} == {address + "about"}
+    wanted = {address + path for path in ("about", "generate")}
+    assert {name for name in names if not name.endswith("/favicon.ico")} == wanted
     complaints = [entry["message"] for entry in page.get_log("browser")]
     assert [text for text in complaints if "favicon" not in text and "400" not in text] == []
 

@@ -243,7 +243,9 @@ def test_a_run_on_a_folder_needs_that_folder(call, place) -> None:
     run = make_run(place, "mine", "prefix", {}, age=0)
     shutil.copy(place / "prefix.safetensors", run)
     code, out, err = call("--table", TABLE)
-    assert code == 2 and out == [] and "name that folder with --model" in err[0] and len(err) == 1
+    assert (
+        code == 2 and out == [] and "on the hub: name that with --model" in err[0] and len(err) == 1
+    )
     code, out, _ = call("--table", TABLE, "--run", "runs/mine", "--model", "model")
     assert code == 0 and out == [expected_text(place, TABLE)]
 
@@ -328,7 +330,10 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--run", "absent"), "absent/run.json: no such file"),
         (("--table", TABLE, "--prefix", "absent"), "absent: "),
         (("--table", TABLE, "--prefix", "model"), "model: "),
-        (("--table", TABLE, "--prefix", "prefix.safetensors"), "name that folder with --model"),
+        (
+            ("--table", TABLE, "--prefix", "prefix.safetensors"),
+            "on the hub: name that with --model",
+        ),
         (("--table", TABLE, "--prefix", "prefix.safetensors", "--model", "other"), "was made for"),
         (("--input", "absent"), "absent: No such file"),
         (("--input", "model"), "model: Is a directory"),
@@ -357,6 +362,18 @@ def test_damaged_files(call, place) -> None:
     assert (code, out, len(err)) == (2, [], 1) and "model.safetensors" in err[0]
 
 
+def test_csv_of_tables(call, place) -> None:
+    """E2E's testset.csv: a sentence for each row, an empty line for a bad one."""
+    rows = [f'"{TABLE}"', f'"{TABLE}"', "name[A", '"name[B], food[Thai]"', "", ""]
+    (place / "testset.csv").write_text("\r\n".join(["MR", *rows]), encoding="utf-8")
+    code, out, err = call("--input", "testset.csv", *ON_PREFIX)
+    assert (code, len(out)) == (1, 4) and out[0] == out[1] == expected_text(place, TABLE)
+    assert [not line for line in out] == [False, False, True, False]
+    assert [line for line in err if line.startswith("sample.py: ")] == [
+        "sample.py: line 4: ']' is missing for the '[' at character 4, in 'name[A'"
+    ]
+
+
 def test_edited_weights_are_another_model(call, place) -> None:
     weights = place / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -374,7 +391,7 @@ def test_models_and_prefixes_of_unknown_kinds(call, place) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "mingpt_prefix_tokenizer": None}), encoding="utf-8")
     code, out, err = call("--table", TABLE, *ON_PREFIX)
-    assert (code, out, len(err)) == (2, [], 1) and "names no tokenizer" in err[0]
+    assert (code, out, len(err)) == (2, [], 1) and "tokenizer that is not known" in err[0]
 
 
 def test_runs_that_cannot_be_used(call, place) -> None:

@@ -28,7 +28,7 @@ from mingpt_prefix.errors import MingptPrefixError
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.serve import batching
 from mingpt_prefix.serve.models import open_models
-from mingpt_prefix.serve.requests import Limits, Refusal, read_query
+from mingpt_prefix.serve.requests import Limits, Refusal, read_fields, read_query
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -117,8 +117,8 @@ def test_each_way_of_decoding(client, voices, rules: dict) -> None:
     ("defaults", "beams"), [(Decoding(beams=5), 8), (Decoding(temperature=0.8), 1)]
 )
 def test_several_sentences_are_of_as_many_beams_or_of_samples(voices, defaults, beams) -> None:
-    body = json.dumps({"table": TABLE, "num_return_sequences": 8}).encode()
-    query = read_query(body, list(voices.values()), defaults, 0, Limits())
+    fields = {"table": TABLE, "num_return_sequences": 8}
+    query = read_query(fields, list(voices.values()), defaults, 0, Limits())
     assert query.decoding.beams == beams and query.decoding.num_return_sequences == 8
 
 
@@ -225,7 +225,7 @@ def test_a_bad_one(client, body: bytes | dict, status: int, what: str) -> None:
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
 VALUES = st.recursive(VALUES, lambda v: st.lists(v) | st.dictionaries(st.text(max_size=5), v))
 NAMES = [field.name for field in dataclasses.fields(Decoding)]
-NAMES += ["prefix", "model", "seed", "stream", "tokens", "table"]
+NAMES += ["prefix", "model", "seed", "stream", "said", "tokens", "table"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -233,7 +233,7 @@ NAMES += ["prefix", "model", "seed", "stream", "tokens", "table"]
 def test_any_request_is_taken_or_refused(voices, fields: dict) -> None:
     body = json.dumps({"table": TABLE, **fields}).encode()
     try:
-        ask = read_query(body, list(voices.values()), Decoding(), 0, Limits())
+        ask = read_query(read_fields(body), list(voices.values()), Decoding(), 0, Limits())
     except Refusal as error:
         assert error.status in (400, 404) and 0 < len(str(error)) < 400
         assert str(error).isprintable()
@@ -385,7 +385,7 @@ def test_an_interrupt_ends_it(folder, voices) -> None:
         sent = [pool.submit(httpx.post, f"{address}generate", json=ask, timeout=30) for ask in asks]
         assert sent[0].result().status_code == 200
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=15) == 0 and process.stderr.read() == ""
+        assert process.wait(timeout=15) == 0 and process.complaints() == []
         for ask, answer in zip(asks, sent, strict=True):
             if answer.exception() is None:  # a connection that was not yet made is refused
                 assert answer.result().json()["sentences"] == expected(voices, ask)
@@ -406,7 +406,7 @@ def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
         assert httpx.get(f"{address}about").status_code == 200
         time.sleep(0.5)
         process.terminate()
-        assert process.wait(timeout=15) == 0 and process.stderr.read() == ""
+        assert process.wait(timeout=15) == 0 and process.complaints() == []
         # A connection that was not yet made is refused too, in another way.
         answers = [one.result() for one in sent if one.exception() is None]
         refused = [answer for answer in answers if answer.status_code != 200]
@@ -423,6 +423,7 @@ def test_sigterm_ends_it_and_what_would_last_is_refused(folder) -> None:
         (["--table", TABLE], "one of --table, --input, --prompt, --prompts and --serve is needed"),
         (["--beams", "0"], "beams must be positive"),
         (["--port", "0", "--beside", "absent"], "absent: no such file"),
+        (["--port", "0", "--watch", "absent"], "--watch: absent: no such folder"),
     ],
 )
 def test_flags_that_cannot_be(folder, monkeypatch, capsys, flags: list[str], what: str) -> None:
@@ -443,12 +444,13 @@ def test_without_the_extra(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "mingpt_prefix.serve.server")
     assert sample.main(["--serve"]) == 2
-    assert capsys.readouterr().err.endswith("uvicorn: pip install 'mingpt-prefix[serve]'\n")
+    assert capsys.readouterr().err.endswith("prometheus-client: pip install -e '.[serve]'\n")
 
 
-def test_beside_is_for_serving(capsys) -> None:
-    assert sample.main(["--table", TABLE, "--beside", "x"]) == 2
-    assert "--beside goes with --serve" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--beside", "--watch", "--cors"])
+def test_flags_for_serving(capsys, flag: str) -> None:
+    assert sample.main(["--table", TABLE, flag, "x"]) == 2
+    assert f"{flag} goes with --serve" in capsys.readouterr().err
 
 
 # Which voices there are

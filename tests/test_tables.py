@@ -11,6 +11,7 @@ from mingpt_prefix.data.tables import (
     Table,
     format_table,
     linearize,
+    parse_bars,
     parse_table,
     table_from_json,
     target_text,
@@ -143,6 +144,27 @@ def test_mapping_keeps_order_and_takes_numbers() -> None:
     assert parse_table(format_table(table)) == table
 
 
+def test_what_json_has_beside_text_and_numbers() -> None:
+    table = table_from_json({"name": "A", "near": None, "familyFriendly": True, "open": False})
+    assert table.slots == (("name", "A"), ("familyFriendly", "true"), ("open", "false"))
+    assert table_from_line('{"table": {"a": null, "b": true}, "text": "B."}').slots == (
+        ("b", "true"),
+    )
+
+
+def test_the_form_a_model_is_given_is_read_back() -> None:
+    table = parse_table("name[The Mill : old], eatType[pub], priceRange[£ 20 - 25], oddName[x|y]")
+    line = linearize(table)
+    assert parse_bars(line) == parse_bars(line.strip()) == table
+    assert table_from_line(f"{line.strip()}||The Mill is a pub . ") == table
+    # Brackets before the bars are a table's.
+    assert table_from_line("name[a||b]").slots == (("name", "a||b"),)
+    for bad, position in (("name The Mill", 0), ("a : b | c", 8), ("a : b | a : c", 8), ("", 0)):
+        with pytest.raises(TableError, match="'name : value', each name once") as caught:
+            parse_bars(bad)
+        assert caught.value.position == position
+
+
 @pytest.mark.parametrize(
     ("obj", "what"),
     [
@@ -150,8 +172,7 @@ def test_mapping_keeps_order_and_takes_numbers() -> None:
         ({"name": ""}, "empty"),
         ({"name": "  "}, "empty"),
         ({"": "The Mill"}, "slot name is missing"),
-        ({"name": None}, "NoneType"),
-        ({"name": True}, "bool"),
+        ({"name": None, "food": None}, "empty"),
         ({"name": ["The Mill"]}, "list"),
         ({"name": {"first": "The Mill"}}, "dict"),
         ({1: "The Mill"}, "int"),
@@ -199,7 +220,7 @@ def test_what_brackets_cannot_write_is_written_as_json(obj: object) -> None:
 
 def test_a_mapping_s_position_counts_in_the_written_form() -> None:
     with pytest.raises(TableError) as caught:
-        table_from_json({"name": "The Mill", "food": None})
+        table_from_json({"name": "The Mill", "near": None, "food": []})
     assert caught.value.position == len("name[The Mill], ")
 
 

@@ -16,7 +16,7 @@ from mingpt_prefix import tiny
 from mingpt_prefix.data.text import documents as read_documents
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.evaluation.faults import SAMPLE as WORDINGS_OF_SAMPLE
-from mingpt_prefix.evaluation.faults import SLOTS, Fault, faults, slot_errors
+from mingpt_prefix.evaluation.faults import SLOTS, Fault, faults, slot_errors, slots_said
 from mingpt_prefix.tiny import corpus, make, make_sample
 from mingpt_prefix.tiny.names import WORDINGS, Names
 from mingpt_prefix.tiny.sentences import Author, describe
@@ -193,6 +193,13 @@ def test_every_slot_taken_out_of_the_table_is_invented(splits: Splits) -> None:
 )  # fmt: skip
 def test_faults_of_each_kind(text: str, found: list[tuple[str, str]]) -> None:
     assert faults(TABLE, text) == found
+    lacking = {what for kind, what in found if kind == "lacking"}
+    assert slots_said(TABLE, text) == [slot for slot, _ in TABLE if slot not in lacking]
+
+
+def test_a_value_of_another_slot_is_said_as_it_stands() -> None:
+    table = (("author", "Iris Vane"), ("year", "1931"))
+    assert slots_said(table, "A book by Iris Vane, of 193 pages.") == ["author"]
 
 
 def test_a_place_nearby_that_the_table_lacks_is_invented() -> None:

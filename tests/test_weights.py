@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from mingpt_prefix.checkpoints import pretrained as weights
+from mingpt_prefix.checkpoints.hf_format import read_config
 from mingpt_prefix.checkpoints.pretrained import (
     choose_device,
     choose_dtype,
@@ -26,7 +27,9 @@ from mingpt_prefix.checkpoints.pretrained import (
     weights_at_hand,
 )
 from mingpt_prefix.config import MODELS, ModelConfig
-from mingpt_prefix.errors import ConfigError, WeightsError
+from mingpt_prefix.data.tokenizer import load_tokenizer, tokenizer_of
+from mingpt_prefix.errors import ConfigError, DataError, WeightsError
+from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
 CONFIG = ModelConfig(2, 3, 24, vocab_size=61, n_positions=40, eos_token_id=60, tokenizer="tiny")
@@ -103,10 +106,22 @@ def test_dtypes(tmp_path: Path) -> None:
     assert models["fp32"].fingerprint == fingerprint(models["fp32"]) != fingerprint(make_model())
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    for kind in weights.DTYPES.values():
+        assert load_model(tmp_path / "half", dtype=kind).wte.weight.dtype == kind
+        name = str(kind).removeprefix("torch.")
+        assert choose_dtype(name, torch.device("cpu")) == choose_dtype(f"torch.{name}", "cpu")
+    assert choose_dtype("half", torch.device("cpu")) == torch.float16
 
 
 @pytest.mark.parametrize(
-    "setting", [{"device": "gpu"}, {"device": "meta"}, {"dtype": "int8"}, {"attention": "fast"}]
+    "setting",
+    [
+        {"device": "gpu"},
+        {"device": "meta"},
+        {"dtype": "int8"},
+        {"dtype": "Tensor"},
+        {"attention": "fast"},
+    ],
 )
 def test_unknown_settings(folder: Path, setting: dict[str, str]) -> None:
     (value,) = setting.values()
@@ -117,7 +132,22 @@ def test_device_auto() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gtp2", "", "no/such/folder", "nul\0", "x" * 5000, "a\nb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gtp2",
+        "",
+        "no/such/folder",
+        "nul\0",
+        "x" * 5000,
+        "a\nb",
+        "gpt2\n",
+        "a--b",
+        "a/..",
+        "é",
+        "/a",
+    ],
+)
 def test_unknown_model(name: str) -> None:
     message = error_of(name)
     assert "folder" in message and all(known in message for known in MODELS)
@@ -182,6 +212,110 @@ def test_we_save_transformers_loads(folder: Path) -> None:
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_logits(load_model(folder), peer.eval())
     assert (peer.config.eos_token_id, peer.config.activation_function) == (60, "gelu_new")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"activation_function": name} for name in ("gelu_pytorch_tanh", "gelu_fast")),
+        *({"eos_token_id": eos, "bos_token_id": eos} for eos in (None, 50256, -1)),
+        {"eos_token_id": [60], "pad_token_id": 61},
+        {"architectures": None, "dtype": None},
+    ],
+)
+def test_what_else_transformers_loads(tmp_path: Path, changes: dict) -> None:
+    hf_model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    text = json.dumps(json.loads(path.read_text()) | changes)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    model = load_model(tmp_path)
+    path.write_text(text)  # transformers does not read a byte order mark
+    assert_same_logits(model, sys.modules["transformers"].GPT2LMHeadModel.from_pretrained(tmp_path))
+    said = generate(model, IDS, max_new_tokens=2)
+    assert all(len(ids) == 2 or model.config.eos_token_id == 60 for ids in said)
+    save_model(model, tmp_path / "again")
+    assert load_model(tmp_path / "again").config == model.config
+
+
+def test_sizes_under_their_other_names(folder: Path) -> None:
+    names = {"n_layer": "num_hidden_layers", "n_embd": "hidden_size"}
+    config = json.loads((folder / "config.json").read_text())
+    renamed = {names.get(name, name): value for name, value in config.items()}
+    (folder / "config.json").write_text(json.dumps(renamed))
+    assert load_model(folder).config == CONFIG
+    # What is left out is GPT-2's own.
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    assert read_config(folder / "config.json") == ModelConfig()
+
+
+@pytest.mark.parametrize("size", [50258, 50304, 50257])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_padded_vocabulary(tmp_path: Path, size: int, beams: int) -> None:
+    """GPT-2's tokenizer, with rows behind it that are likeliest of all, and never generated."""
+    peer = hf_model(n_layer=1, vocab_size=size, eos_token_id=50256)
+    padding = peer.transformer.wte.weight.data[50257:]
+    padding[:] = 10 * peer.transformer.ln_f.weight.data.sign()
+    peer.transformer.ln_f.bias.data += 1.0
+    peer.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert (model.config.vocab_size, model.config.tokenizer) == (size, "gpt2")
+    assert (model.config.n_tokens, len(model.padding)) == (50257, size - 50257)
+    assert_same_logits(model, peer)
+    assert size == 50257 or all(int(x[-1].argmax()) >= 50257 for x in model.logits(IDS))
+    said = generate(model, IDS, beams=beams, max_new_tokens=6)
+    assert max(map(max, said)) < 50257
+    words = {"bad_words_ids": [[i] for i in range(50257, size)] or None, "num_beams": beams}
+    for ids, ours in zip(IDS, said, strict=True):
+        theirs = peer.generate(
+            ids[None], max_new_tokens=6, do_sample=False, pad_token_id=50256, **words
+        )
+        assert theirs[0, len(ids) :].tolist() == ours
+    save_model(model, tmp_path / "again")
+    assert load_model(tmp_path / "again").config == model.config
+
+
+def gpt2_words() -> dict[str, int]:
+    """GPT-2's vocabulary as its vocab.json spells it."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    try:
+        encoding = load_tokenizer("gpt2").encoding
+    except DataError as error:
+        pytest.skip(str(error))
+    letters = bytes_to_unicode()
+    tokens = (encoding.decode_single_token_bytes(i) for i in range(50256))
+    words = {"".join(map(letters.__getitem__, token)): i for i, token in enumerate(tokens)}
+    return words | {"<|endoftext|>": 50256}
+
+
+def test_a_tokenizer_beside_the_model(tmp_path: Path) -> None:
+    """GPT-2's is taken, whatever was added to it; with another one the text would be nonsense."""
+    hf_model(n_layer=1, n_embd=3, vocab_size=60_000).save_pretrained(tmp_path)
+    assert load_model(tmp_path).config.tokenizer is None  # too large to be padding
+    words = gpt2_words()
+    others = {f"w{i}": i for i in range(50257)}
+    added = words | {"[PAD]": 50257}
+    for file, content, name in (
+        ("tokenizer.json", {"model": {"vocab": words}}, "gpt2"),
+        ("tokenizer.json", {"model": {"vocab": others}}, None),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.5]]}}, None),
+        ("vocab.json", added, "gpt2"),
+        ("vocab.json", others, None),
+    ):
+        (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+        assert load_model(tmp_path).config.tokenizer == name
+    with pytest.raises(ConfigError, match="tokenizer that is not known"):
+        tokenizer_of(load_model(tmp_path).config)
+
+
+def test_sample_on_a_padded_vocabulary(tmp_path: Path, sample, capsys) -> None:
+    peer = hf_model(n_layer=1, vocab_size=50304, eos_token_id=None)
+    peer.transformer.wte.weight.data[50257:] *= 5
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(gpt2_words()), encoding="utf-8")
+    how = ["--max-new-tokens", "5", "--temperature", "1", "--num-return-sequences", "9"]
+    assert sample.main(["--table", "name[A]", "--model", str(tmp_path), *how]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
 
 
 def test_tokenizer_of_a_folder(tmp_path: Path, folder: Path) -> None:
@@ -257,7 +391,7 @@ def test_wrong_tensors(folder: Path, change, what: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"model_type": "gpt_neo"}, "model_type is 'gpt_neo'"),
+        ({"model_type": "gpt_neo"}, "GPT-2 only: model_type is 'gpt_neo'"),
         ({"model_type": "absent"}, "model_type is None"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"n_inner": 100}, "n_inner is 100"),
@@ -266,7 +400,8 @@ def test_wrong_tensors(folder: Path, change, what: str) -> None:
         ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"n_layer": "absent"}, "n_layer must be a whole number"),
+        ({"n_layer": None}, "n_layer must be a whole number"),
+        ({"n_layer": "absent"}, "missing h.10.attn.c_attn.bias"),
         ({"n_layer": 10**9}, "n_layer must be a whole number"),
         ({"n_layer": True}, "n_layer must be a whole number"),
         ({"n_embd": -24}, "n_embd must be a whole number"),
@@ -274,7 +409,8 @@ def test_wrong_tensors(folder: Path, change, what: str) -> None:
         ({"n_layer": 3}, "missing h.2.attn.c_attn.bias"),
         ({"n_layer": 1}, "unexpected h.1.attn.c_attn.bias"),
         ({"eos_token_id": 61}, "eos_token_id 61 is outside the vocabulary of 61"),
-        ({"eos_token_id": [60]}, "eos_token_id must be a whole number"),
+        ({"eos_token_id": None}, "eos_token_id must be a whole number"),
+        ({"eos_token_id": [60, 59]}, "eos_token_id must be a whole number"),
         ({"layer_norm_epsilon": "x\n"}, "layer_norm_epsilon must lie in"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon must lie in"),
         ({"mingpt_prefix_tokenizer": 7}, "mingpt_prefix_tokenizer must be a name"),

@@ -95,7 +95,7 @@ def join(device: str = "auto", shard: bool = False) -> Iterator[World]:
     world, stdout = World(dist.get_rank(), dist.get_world_size(), shard), sys.stdout
     try:
         if not world.is_main:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="ignore")  # noqa: SIM115
         yield world
     finally:
         sys.stdout = stdout

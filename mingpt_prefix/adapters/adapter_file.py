@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.checkpoints.digest import UNREADABLE, digest_of
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.errors import AdapterError, printable, reason, shown
 
@@ -172,7 +173,7 @@ class AdapterFormat:
         """The model to load for a file: `given`, or a known name in `info`, never a path; raises
         `error`, of the kind or else of `what`, where there is neither."""
         if given is None and info.base not in MODELS:
-            made = "was made for a model in a folder: name that folder with --model"
+            made = "was made for a model in a folder or on the hub: name that with --model"
             raise self.error(f"the {what or self.kind} {made}")
         return info.base if given is None else given
 
@@ -181,9 +182,11 @@ class AdapterFormat:
         if not path.exists():
             raise self.error("no such file")
         if not path.is_file():
-            raise self.error("not a file")
+            raise self.error(instead_of(self.kind, path) or "not a file")
         if path.stat().st_size > FILE_LIMIT:
             raise self.error(f"larger than any {self.kind} ({FILE_LIMIT >> 20} MiB)")
         with path.open("rb") as file:
             if int.from_bytes(file.read(8), "little") > _HEADER_LIMIT:
                 raise self.error("damaged: its header is too long")
+        if other := instead_of(self.kind, path):
+            raise self.error(other)

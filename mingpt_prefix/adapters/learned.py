@@ -14,7 +14,7 @@ from mingpt_prefix.adaptation import Adapters
 from mingpt_prefix.adapters.prefix_file import read_fitting, rows_digest
 from mingpt_prefix.batch import Encoded, epoch_order
 from mingpt_prefix.config import ModelConfig, TrainConfig
-from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.data.tokenizer import tokenizer_of
 from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.lora import Lora
 from mingpt_prefix.model import GPT2
@@ -103,9 +103,7 @@ def text_tokens(text: str, shape: ModelConfig) -> list[int]:
     Raises:
         ConfigError: when they are none, or the tokenizer is not known.
     """
-    if shape.tokenizer is None:
-        raise ConfigError("init-text: which tokenizer the model goes with is not known")
-    ids = load_tokenizer(shape.tokenizer).encode(text)
+    ids = tokenizer_of(shape).encode(text)
     if text and not ids:
         raise ConfigError("init-text: no words in it")
     return ids

@@ -101,7 +101,8 @@ def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
 
 
 def load_prefix(path: Path) -> PrefixKV:
-    """The rows of a prefix file; raises PrefixError as `read_prefix`."""
+    """The rows of a prefix file, kv (L, 2, P, H, D), on the CPU; raises PrefixError as
+    `read_prefix`."""
     return read_prefix(path)[0]
 
 

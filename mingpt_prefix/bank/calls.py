@@ -174,13 +174,13 @@ def called_in(prompts: Sequence[Sequence[int]], model: CallingGPT2) -> tuple[lis
     return ids, places
 
 
-def decode_calls(tokenizer: Tokenizer, ids: Sequence[int], names: Sequence[str]) -> str:
-    """Text of `ids`, calls among them as they are written; `names` (N,) are in their ids' order."""
+def decode_calls(tokenizer: Tokenizer, ids: Sequence[int], names: Mapping[int, str]) -> str:
+    """Text of `ids`, calls among them as they are written; `names` are those of calls by id."""
     text, words = "", []
     for token in ids:
-        if token < tokenizer.vocab_size:
+        if token not in names:
             words.append(token)
             continue
-        text += tokenizer.decode(words) + call_text(names[token - tokenizer.vocab_size])
+        text += tokenizer.decode(words) + call_text(names[token])
         words = []
     return text + tokenizer.decode(words)

@@ -15,9 +15,9 @@ from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.tables import Table, linearize
-from mingpt_prefix.data.tokenizer import Tokenizer
+from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.errors import ConfigError, TableError, shown
-from mingpt_prefix.evaluation.pipeline import tokenizer_of, where_computed
+from mingpt_prefix.evaluation.pipeline import where_computed
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Sentence, check_room, write_each
 from mingpt_prefix.generation.decoding import generate_scored
@@ -49,7 +49,7 @@ class BankPipeline:
             ConfigError: for tables without a prompt, where the bank's prefixes do not read them
                 alike, and for a text format that this version does not know.
         """
-        names = list(self.callees)
+        names = {callee.token: name for name, callee in self.callees.items()}
 
         def generate(prompts: list[list[int]], seeds: list[int]) -> list[list[Scored]]:
             ids, first = called_in(prompts, self.model)
@@ -89,7 +89,7 @@ def open_bank(config: SampleConfig) -> BankPipeline:
     bank: Bank = read_bank(config.bank)
     name = base_to_load(bank, config.model)
     base = load_model(name, config.device, config.dtype, config.attention)
-    tokenizer, model = tokenizer_of(base), bank.calling(base)
+    tokenizer, model = tokenizer_of(base.config), bank.calling(base)
     prefix = bank.packed().to(base.device, base.wte.weight.dtype)
     what = f"the bank {shown(config.bank)} ({', '.join(bank.names)}) on {shown(name)}"
     origin = f"{what}, {where_computed(base)}"

@@ -39,9 +39,8 @@ from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.config import MAX_SEED, flag_name
 from mingpt_prefix.data.datasets import Split, load_split
-from mingpt_prefix.data.tokenizer import Tokenizer
+from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.errors import ConfigError, TrainingError, shown
-from mingpt_prefix.evaluation.pipeline import tokenizer_of
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import check_positions
 
@@ -151,7 +150,7 @@ def teach(
     if sorted(name for name, _ in sources) != list(bank.names):
         raise ConfigError(f"--data: each of the bank's prefixes, once: {', '.join(bank.names)}")
     base = load_model(base_to_load(bank, model_name), dtype="fp32")
-    tokenizer, prefix = tokenizer_of(base), bank.packed().to(base.device)
+    tokenizer, prefix = tokenizer_of(base.config), bank.packed().to(base.device)
     prepack(base, backward=True)
     # A new start: rows that were learned before might be of other prefixes.
     rows = dataclasses.replace(bank, calls={}).calling(base).rows

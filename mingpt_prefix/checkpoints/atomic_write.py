@@ -7,13 +7,24 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from mingpt_prefix.errors import DataError, shown
+
 _OLD = re.compile(r"(.+)\.[0-9a-f]{32}\.old")
 _PART = re.compile(r".+\.[0-9a-f]{32}\.part")
 
 
 def cache_dir() -> Path:
-    """The folder of downloads: `MINGPT_PREFIX_CACHE`, or `~/.cache/mingpt-prefix`."""
-    return Path(os.environ.get("MINGPT_PREFIX_CACHE") or "~/.cache/mingpt-prefix").expanduser()
+    """The folder of downloads: `MINGPT_PREFIX_CACHE`, or `~/.cache/mingpt-prefix`.
+
+    Raises:
+        DataError: where there is no such home folder.
+    """
+    folder = os.environ.get("MINGPT_PREFIX_CACHE") or "~/.cache/mingpt-prefix"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        why = "no such home folder; set MINGPT_PREFIX_CACHE to a folder for downloads"
+        raise DataError(f"{shown(folder)}: {why}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

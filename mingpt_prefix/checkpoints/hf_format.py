@@ -3,6 +3,7 @@
 Tensors bear GPT-2's own names, with or without `transformer.` in front. Nothing pickled is read.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = ("vocab.json", TOKENIZER_FILE)
 _TOKENIZER_KEY = "mingpt_prefix_tokenizer"
 _STORED_DTYPES = ("F16", "BF16", "F32", "F64")
 # Masks that old versions of transformers saved among the weights.
@@ -26,6 +30,19 @@ _SIZE_LIMITS = {"n_layer": 1 << 10} | dict.fromkeys(
     ("n_head", "n_embd", "vocab_size", "n_positions"), 1 << 20
 )
 _JSON_LIMIT = 1 << 24
+# SHA-256 over the tokens of GPT-2's tokenizer, but for the end token, as its files spell them.
+_GPT2_TOKENS = "4c9d30e24aa2b6a802cbe721e72c4ea9f4ac076781eafb0686f6ae4019f7f130"
+# Without files of a tokenizer, a vocabulary up to here is GPT-2's, padded to a multiple of 1,024.
+_MOST_PADDED = 51_200
+# What transformers calls its keys of sizes too.
+_ALIASES = {
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+}
+# Other names of what _FIXED has: the same up to rounding.
+_TANH_GELUS = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 # What this model computes, as config.json says it. An absent key is the default, and this is it.
 _FIXED = {
     "activation_function": "gelu_new",
@@ -43,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         WeightsError: when there are none, or the index is damaged.
     """
-    index = folder / f"{WEIGHTS_FILE}.index.json"
+    index = folder / INDEX_FILE
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     if not index.exists():
@@ -139,35 +156,71 @@ def read_config(path: Path) -> ModelConfig:
         WeightsError: naming the key, when it is damaged or says what this model does not compute.
     """
     raw = read_json(path)
+    for name in _SIZE_LIMITS:
+        raw.setdefault(name, raw.get(_ALIASES.get(name, ""), getattr(ModelConfig, name)))
+    if raw.get("activation_function") in _TANH_GELUS:
+        raw["activation_function"] = _FIXED["activation_function"]
     try:
         if raw.get("model_type") != "gpt2":
-            raise ConfigError(f"model_type is {_value(raw.get('model_type'))}, not 'gpt2'")
+            found = _value(raw.get("model_type"))
+            raise ConfigError(f"GPT-2 only: model_type is {found}, not 'gpt2'")
         for name, expected in _FIXED.items():
             if raw.get(name, expected) != expected:
                 raise ConfigError(f"{name} is {_value(raw[name])}; only {expected!r} is supported")
         for name, limit in _SIZE_LIMITS.items():
-            if type(raw.get(name)) is not int or not 0 < raw[name] <= limit:
+            if type(raw[name]) is not int or not 0 < raw[name] <= limit:
                 raise ConfigError(
-                    f"{name} must be a whole number from 1 to {limit}, not {_value(raw.get(name))}"
+                    f"{name} must be a whole number from 1 to {limit}, not {_value(raw[name])}"
                 )
         if raw.get("n_inner") not in (None, 4 * raw["n_embd"]):
             raise ConfigError(f"n_inner is {_value(raw['n_inner'])}; only 4 * n_embd is supported")
-        if type(eos := raw.get("eos_token_id", 50256)) is not int:
-            raise ConfigError(f"eos_token_id must be a whole number, not {_value(eos)}")
         epsilon = raw.get("layer_norm_epsilon", 1e-5)
         if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
             raise ConfigError(f"layer_norm_epsilon must lie in (0, 1), not {_value(epsilon)}")
-        tokenizer = raw.get(_TOKENIZER_KEY, "gpt2" if raw["vocab_size"] == 50257 else None)
+        beside = None if _TOKENIZER_KEY in raw else _tokenizer_beside(path, raw["vocab_size"])
+        tokenizer = raw.get(_TOKENIZER_KEY, beside)
         if tokenizer is not None and not isinstance(tokenizer, str):
             raise ConfigError(f"{_TOKENIZER_KEY} must be a name, not {_value(tokenizer)}")
         return ModelConfig(
             **{name: raw[name] for name in _SIZE_LIMITS},
             layer_norm_epsilon=epsilon,
-            eos_token_id=eos,
+            eos_token_id=_end_token(raw, tokenizer),
             tokenizer=tokenizer,
         )
     except ConfigError as error:
         raise WeightsError(f"{shown(path)}: {error}") from None
+
+
+def _end_token(raw: dict, tokenizer: str | None) -> int | None:
+    """The id that ends a text; of a model without one, that of its tokenizer, if that is known."""
+    eos = raw.get("eos_token_id", ModelConfig.eos_token_id)
+    if isinstance(eos, list) and len(eos) == 1:
+        eos = eos[0]
+    # transformers' default stays beside a vocabulary that ends before it.
+    is_none = eos is None or (type(eos) is int and not 0 <= eos < raw["vocab_size"])
+    if is_none and tokenizer in (None, "gpt2"):
+        return ModelConfig.eos_token_id if tokenizer else None
+    if type(eos) is not int:
+        raise ConfigError(f"eos_token_id must be a whole number, not {_value(eos)}")
+    return eos
+
+
+def _tokenizer_beside(path: Path, vocab_size: int) -> str | None:
+    """Which tokenizer goes with a config.json that names none: GPT-2's, or one not known here."""
+    if vocab_size < ModelConfig.vocab_size:
+        return None
+    for file in TOKENIZER_FILES:
+        if not path.with_name(file).exists():
+            continue
+        words = read_json(path.with_name(file))
+        model = words.get("model")
+        words = model.get("vocab") if file != "vocab.json" and isinstance(model, dict) else words
+        if not isinstance(words, dict) or not all(type(number) is int for number in words.values()):
+            return None
+        tokens = sorted((number, token) for token, number in words.items())
+        text = json.dumps(tokens[: ModelConfig.eos_token_id])
+        return "gpt2" if hashlib.sha256(text.encode()).hexdigest() == _GPT2_TOKENS else None
+    return "gpt2" if vocab_size <= _MOST_PADDED else None
 
 
 def config_json(config: ModelConfig) -> dict:
@@ -188,7 +241,7 @@ def read_json(path: Path) -> dict:
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise WeightsError(f"{shown(path)}: too large to be what its name says")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise WeightsError(f"{shown(path)}: {reason(error)}") from None
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """Where a model's weights come from (the hub, a folder, the embedded one), and saving them.
 
-    model = load_model("gpt2")          # or "tiny", or a folder as transformers saves it
+    model = load_model("gpt2")          # or "tiny", a folder as transformers saves it, a hub id
     save_model(model, Path("folder"))   # a folder that transformers loads too
 
 A model is known by the fingerprint of its weights: a prefix only fits the one it was trained on.
@@ -21,8 +21,10 @@ from mingpt_prefix import kernels, tiny
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.checkpoints import hub
 from mingpt_prefix.checkpoints.atomic_write import part_of, swap_in, sync_folder
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.checkpoints.hf_format import (
     CONFIG_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     config_json,
     listed,
@@ -44,12 +46,16 @@ DTYPES = {
 
 
 def load_model(
-    name_or_folder: str | Path, device: str = "auto", dtype: str = "auto", attention: str = "auto"
+    name_or_folder: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "auto",
 ) -> GPT2:
     """A verified model in eval mode, all parameters frozen; `.name` is "" for a folder.
 
-    A str is first a known name, then a folder. A hub model is downloaded once, to the cache of
-    huggingface_hub. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
+    A str is first a known name, then a folder, then the id of a GPT-2 on the Hugging Face hub. A
+    hub model is downloaded once, to the cache of huggingface_hub; but for the known ones its name
+    is "" too. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
 
     Raises:
         WeightsError: when the model is unknown, unavailable, damaged, or no GPT-2.
@@ -58,7 +64,7 @@ def load_model(
     to_device = choose_device(device)
     to_dtype = choose_dtype(dtype, to_device)
     attention = choose_attention(attention, to_device, to_dtype)
-    name = name_or_folder if isinstance(name_or_folder, str) and name_or_folder in MODELS else ""
+    name = hub.known_name(name_or_folder)
     if name in hub.REPOS:
         config, files = MODELS[name], [hub.weights_file(name)]
     else:
@@ -87,17 +93,22 @@ def load_base(config: TrainConfig) -> GPT2:
 
     Raises as `load_model`; a known name in pretraining means its shape with fresh weights.
     """
-    if config.mode == "pretrain" and config.model in MODELS:
-        fresh = GPT2(MODELS[config.model], config.attention).initialize(config.seed)
+    if config.mode == "pretrain" and (name := hub.known_name(config.model)):
+        fresh = GPT2(MODELS[name], config.attention).initialize(config.seed)
         return fresh.to(config.device)
     dtype = config.dtype if config.is_frozen else "fp32"
     return load_model(config.model, config.device, dtype, config.attention)
 
 
-def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: GPT2,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | None = None,
+) -> None:
     """Write the model as transformers does; `folder` is replaced whole or left as it was.
 
-    Equal models give equal bytes.
+    `tokenizer` is the text of its tokenizer.json. Equal models give equal bytes.
 
     Raises:
         WeightsError: when it cannot be written, or `folder` holds other files, which would be lost.
@@ -106,10 +117,10 @@ def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) ->
     part = part_of(folder)
     try:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if others := others - {CONFIG_FILE, WEIGHTS_FILE}:
+        if others := others - {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE}:
             raise WeightsError(f"{shown(folder)}: not replaced, for it holds {listed(others)}")
         part.mkdir(parents=True)
-        _write_model(model, part, dtype)
+        _write_model(model, part, dtype, tokenizer)
         swap_in(part, folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{shown(folder)}: {reason(error)}") from None
@@ -140,13 +151,16 @@ def choose_device(name: str) -> torch.device:
     raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16 or fp64; "auto": bf16 on CUDA, fp32 elsewhere. Raises ConfigError."""
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """fp32, bf16, fp16 or fp64, by these names, torch's, or as torch has them; "auto": bf16 on
+    CUDA, fp32 elsewhere. Raises ConfigError."""
+    name = str(name).removeprefix("torch.")
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
+    dtype = DTYPES.get(name) or getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise ConfigError(f"unknown dtype '{printable(name)}'; known: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return dtype
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -177,27 +191,43 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
 
 
 def model_folder(given: str | Path) -> Path:
-    """The path of a model's folder; raises WeightsError where there is no folder of that name."""
+    """The path of a model's folder, in the cache for an id on the hub.
+
+    Raises:
+        WeightsError: where there is neither, or the hub's model is no GPT-2.
+    """
     folder = Path(given)
+    if str(given) and (other := instead_of("model", folder)):
+        raise WeightsError(f"{shown(given)}: {other}")
     try:
         if folder.is_dir() and str(given):
             return folder
     except (OSError, ValueError):
         pass
+    why = ""
+    if hub.is_id(given):
+        try:
+            config = hub.config_file(given)
+        except WeightsError as error:
+            why = f" ({error})"
+        else:
+            return hub.model_folder(given, config)
     raise WeightsError(
-        f"unknown model '{shown(given)}'; known: {', '.join(MODELS)}; "
-        "or the path of a folder as transformers saves it"
+        f"unknown model '{shown(given)}'; known: {', '.join(MODELS)}; the path of a folder as "
+        f"transformers saves it, or the id of a GPT-2 on the Hugging Face hub{why}"
     )
 
 
-def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:
-    """The two files of a model in an empty folder, flushed to the disk."""
+def _write_model(model: GPT2, folder: Path, dtype: torch.dtype, tokenizer: str | None) -> None:
+    """The files of a model in an empty folder, flushed to the disk."""
     tensors = {
         f"transformer.{name}": parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()
     }
     text = json.dumps(config_json(model.config), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    if tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors may write a file that only its owner can read.
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode & 0o777)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
+from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.config import Mode
 from mingpt_prefix.errors import CheckpointError, printable, shown
 
@@ -32,14 +33,14 @@ _RUN_FILE_LIMIT = 1 << 20
 class RunFolder:
     """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
     that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`, and
-    `loss.png`."""
+    `loss.png`; with --log tensorboard `tensorboard/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
         self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
         self.lora_file = path / "lora.safetensors"
-        self.picture = path / "loss.png"
+        self.picture, self.tensorboard = path / "loss.png", path / "tensorboard"
 
     @classmethod
     def create(cls, path: Path, content: dict) -> "RunFolder":
@@ -136,6 +137,11 @@ class RunFolder:
             pass
         return lines
 
+    def logged_seconds(self) -> float:
+        """How long the logged steps took, by the last line; 0 if it does not say."""
+        seconds = [line.get("seconds") for line in self.read_log()[-1:]]
+        return next((s for s in seconds if isinstance(s, int | float)), 0.0)
+
 
 def read_run(folder: Path) -> dict:
     """What a run's run.json says: its settings under "config", and "result", None until it ends.
@@ -147,6 +153,8 @@ def read_run(folder: Path) -> dict:
     name = shown(path)
     try:
         if not path.is_file():
+            if other := instead_of("run", Path(folder)):
+                raise CheckpointError(f"{shown(folder)}: {other}")
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
         with path.open("rb") as file:
             data = file.read(_RUN_FILE_LIMIT + 1)
@@ -164,10 +172,12 @@ def read_run(folder: Path) -> dict:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run has left: a prefix, LoRA, both, or a model of its own; and its template, or ""."""
+    """What a run has left: a prefix, LoRA, both, or a model of its own; its template, or ""; and
+    its other settings."""
 
     mode: str
     template: str
+    settings: dict
     prefix: Path | None = None
     lora: Path | None = None
     model: Path | None = None
@@ -193,9 +203,10 @@ def kept_by(folder: Path) -> Kept:
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
     template = str(content["config"].get("input_template") or "")
     if mode in ("finetune", "pretrain"):
-        return Kept(mode, template, model=run.model_folder)
+        return Kept(mode, template, content["config"], model=run.model_folder)
     prefix = run.prefix_file if mode != "lora" else None
-    return Kept(mode, template, prefix, run.lora_file if mode != "prefix" else None)
+    lora = run.lora_file if mode != "prefix" else None
+    return Kept(mode, template, content["config"], prefix, lora)
 
 
 def check_origin(folder: Path, origin: dict[str, str]) -> None:

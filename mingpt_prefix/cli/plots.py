@@ -1,19 +1,35 @@
 """Pictures of a run, by matplotlib (the `plots` extra)."""
 
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from mingpt_prefix.checkpoints.atomic_write import write_atomically
+from mingpt_prefix.errors import printable
 
 _SMOOTHING_STEPS = 100
 
 
 def save_loss_curve(log: Sequence[dict], path: Path, title: str) -> bool:
-    """Draw the losses of log.jsonl's lines to a PNG; False without lines or matplotlib."""
+    """Draw the losses of log.jsonl's lines to a PNG; False without lines or matplotlib, and where
+    it cannot be drawn, which is told on stderr."""
     if not log:
         return False
     try:
-        from matplotlib.figure import Figure
+        write_atomically(path, _png(log, title))
     except ImportError:
         return False
+    except Exception as error:  # matplotlib's, by a backend or a file of settings that it refuses
+        why = printable(f"{type(error).__name__}: {error}", 200)
+        print(f"{path.name} cannot be drawn: {why}", file=sys.stderr)
+        return False
+    return True
+
+
+def _png(log: Sequence[dict], title: str) -> bytes:
+    from matplotlib.figure import Figure
+
     steps, losses = [line["step"] for line in log], [line["loss"] for line in log]
     dev = [(line["step"], line["dev_loss"]) for line in log if "dev_loss" in line]
     window = max(1, min(_SMOOTHING_STEPS, len(losses) // 10))
@@ -34,5 +50,6 @@ def save_loss_curve(log: Sequence[dict], path: Path, title: str) -> bool:
     axes.set_ylabel("loss (nats per target token)")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    return True
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    return drawn.getvalue()

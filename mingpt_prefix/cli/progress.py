@@ -4,15 +4,17 @@ import contextlib
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import drop_output, quote, say
+from mingpt_prefix.cli.terminal import drop_output, is_terminal, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -37,6 +39,8 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
         how = " Each step is a CUDA graph."
         if why_not_graphs is not None:
             how = f" Steps are no CUDA graphs: {why_not_graphs}."
+    if not trainer.dev_set:
+        how += " No table is held out: there is no dev loss, and no score."
     return (
         f"{len(trainer.train_set):,} examples, {trainer.total_steps:,} steps of"
         f" {config.batch_size}, learning rate {config.lr:g}; {what}.{how}"
@@ -46,13 +50,17 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Ctrl-C, SIGTERM and SIGHUP land in the list; a second one of the first two ends the process
-    at once. A SIGHUP that is ignored, as `nohup` has it, still is."""
+    at once. A SIGHUP that is ignored, as `nohup` has it, still is. Only the main thread can have
+    signals."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
         numbers.append(hang_up)
-    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream and stream.isatty()]
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if is_terminal(stream)]
 
     def handle(number: int, _frame: object) -> None:
         caught.append(number)
@@ -73,25 +81,29 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def training_bar(trainer: Trainer) -> Iterator[Callable[[step.Progress], None]]:
-    """A progress bar with loss, tokens/s and time left; without a terminal, a line now and then."""
+    """A progress bar with time left, loss and tokens/s, and a line above it for each dev loss;
+    without a terminal, a line now and then."""
     console = Console(stderr=False)
     if not console.is_terminal:
         yield _line_printer(trainer)
         return
+    # 60 characters are enough: the bar alone shrinks.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("left  {task.fields[note]}"),
     )
     meter = _Meter()
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task("training", total=trainer.total_steps, note="")
         bar.update(task, completed=trainer.step)
 
         def show(progress: step.Progress) -> None:
-            bar.update(task, completed=progress.step, note=meter.read(progress))
+            loss, dev, rate = meter.read(progress)
+            bar.update(task, completed=progress.step, note=f"{loss}  {rate}")
+            if dev:
+                bar.console.print(f"step {progress.step}  {loss}{dev}  {rate}", highlight=False)
 
         yield show
 
@@ -100,26 +112,25 @@ def _line_printer(trainer: Trainer) -> Callable[[step.Progress], None]:
     meter, every = _Meter(), max(1, trainer.total_steps // 20)
 
     def show(progress: step.Progress) -> None:
-        text = meter.read(progress)
-        if progress.step % every == 0 or progress.dev_loss is not None:
-            say(f"step {progress.step}/{trainer.total_steps}  {text}")
+        loss, dev, rate = meter.read(progress)
+        if dev or progress.step % every == 0:
+            say(f"step {progress.step}/{trainer.total_steps}  {loss}{dev}  {rate}")
 
     return show
 
 
 class _Meter:
-    """Loss (smoothed), tokens/s, and the last dev loss, as text."""
+    """Loss (smoothed), the dev loss if it is fresh, and tokens/s, as text."""
 
     def __init__(self) -> None:
-        self.start, self.tokens, self.loss, self.dev = time.monotonic(), 0, None, ""
+        self.start, self.tokens, self.loss = time.monotonic(), 0, None
 
-    def read(self, progress: step.Progress) -> str:
+    def read(self, progress: step.Progress) -> tuple[str, str, str]:
         self.tokens += progress.tokens
         self.loss = progress.loss if self.loss is None else 0.95 * self.loss + 0.05 * progress.loss
-        if progress.dev_loss is not None:
-            self.dev = f"  dev loss {progress.dev_loss:.3f}"
+        dev = "" if progress.dev_loss is None else f"  dev loss {progress.dev_loss:.3f}"
         rate = self.tokens / max(time.monotonic() - self.start, 1e-9)
-        return f"loss {self.loss:.3f}{self.dev}  {rate:,.0f} tokens/s"
+        return f"loss {self.loss:.3f}", dev, f"{rate:,.0f} tokens/s"
 
 
 def warn_of_changes(changed: Sequence[str]) -> None:
@@ -133,23 +144,37 @@ def resume_command(run: RunFolder) -> str:
     return f"python train.py --resume {shlex.quote(str(run.path))}"
 
 
+def rise(log: Sequence[dict]) -> str:
+    """Whether the losses of log.jsonl's lines ended above where they began, in words, or ""."""
+    losses = [line["loss"] for line in log]
+    last = losses[-max(1, len(losses) // 10) :]
+    end = sum(last) / len(last) if last else 0.0
+    if not losses or end < 1.1 * losses[0]:  # a tenth is chance
+        return ""
+    return f"The loss began at {losses[0]:.3f} and ended at {end:.3f}: a lower --lr may learn more."
+
+
 def say_result(
     trainer: Trainer,
     score: Score,
     seconds: float,
     run: RunFolder,
+    log: Sequence[dict],
     drawn: bool,
     example: str,
 ) -> None:
     """What a run has come to: its score, a sample, what was written, and what to try next.
 
-    `drawn`: whether there is a picture; `example`: a table as sample.py takes it.
+    `log`: the lines of its log.jsonl; `drawn`: whether there is a picture; `example`: a table as
+    sample.py takes it.
     """
     config = trainer.config
     after = f" After training: {score.line}." if score.line else ""
     say(f"Trained in {seconds:.0f} s.{after}")
     for line in score.sample:
         say(f"  {line}")
+    if risen := rise(log):
+        say(risen)
     made = [run.lora_file] if config.has_lora else []
     made += [run.prefix_file] if config.has_prefix else []
     written = " and ".join(map(str, made or [run.model_folder]))

@@ -1,6 +1,7 @@
 """From train.py's flags to a `TrainConfig`: chooses what the flags leave open, and says why."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from mingpt_prefix import tiny
 from mingpt_prefix.adapters.learned import text_tokens
 from mingpt_prefix.adapters.prefix_file import read_prefix, rows_digest
 from mingpt_prefix.checkpoints.hf_format import CONFIG_FILE, read_config
+from mingpt_prefix.checkpoints.hub import known_name
 from mingpt_prefix.checkpoints.pretrained import (
     DTYPES,
     choose_attention,
@@ -17,7 +19,7 @@ from mingpt_prefix.checkpoints.pretrained import (
     weights_at_hand,
 )
 from mingpt_prefix.checkpoints.resuming import config_from_json
-from mingpt_prefix.checkpoints.run_folder import read_run
+from mingpt_prefix.checkpoints.run_folder import kept_by, read_run
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, flag_name
@@ -37,12 +39,14 @@ _FLAGS_OF = {
     ("lora", "prefix+lora"): _LORA_FLAGS,
     ("prefix+lora",): ["lora_lr"],
 }
-_CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
+_CHOSEN = "model data device dtype attention graphs shard log out resume mode no_reparam".split()
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 
 
 def _given(args: TrainArgs, name: str) -> object:
     """The value that the flags give the setting `name`, or the flag's default."""
+    if name == "model" and args.model:
+        return known_name(args.model) or args.model
     if name != "reparam":
         return getattr(args, name)
     if args.reparam and args.no_reparam:
@@ -62,7 +66,9 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
     _check_flags_of(mode, args)
     device = choose_device(args.device)
-    model, why = (args.model, "as --model says") if args.model else _choose_model(device)
+    model, why = _given(args, "model"), "as --model says"
+    if not model:
+        model, why = _choose_model(device)
     shape = model_shape(model)
     is_tiny = shape.tokenizer in tiny.VOCABULARIES
     data = args.data or (("sample",) if is_tiny else ("e2e",))
@@ -103,9 +109,10 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
 def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
     """Raises ConfigError for flags that are given, and are for other modes."""
     for modes, names in _FLAGS_OF.items():
-        if mode not in modes and any(getattr(args, n) != getattr(TrainArgs, n) for n in names):
-            flags = ", ".join(f"--{flag_name(name)}" for name in names)
-            verb = "is" if len(names) == 1 else "are"
+        given = [name for name in names if getattr(args, name) != getattr(TrainArgs, name)]
+        if mode not in modes and given:
+            flags = ", ".join(f"--{flag_name(name)}" for name in given)
+            verb = "is" if len(given) == 1 else "are"
             raise ConfigError(f"{flags} {verb} for --mode {' or '.join(modes)}, not {mode}")
 
 
@@ -143,8 +150,18 @@ def _choose_model(device: torch.device) -> tuple[str, str]:
     return "tiny", f"GPT-2 cannot be trained here ({why}), so the embedded model was chosen"
 
 
+def _train_on(folder: Path) -> str:
+    """How to train on from what an ended run has kept, in words."""
+    kept = kept_by(folder)
+    if kept.model is not None:
+        return f"to train on from its model: --model {shlex.quote(str(kept.model))}"
+    if kept.prefix is not None and kept.lora is None:
+        return f"to train on from its prefix: --init-prefix {shlex.quote(str(kept.prefix))}"
+    return "nothing is left to do"
+
+
 def model_shape(model: str) -> ModelConfig:
-    """The shape of a known name or of a folder; raises WeightsError for neither."""
+    """The shape of a known name, a folder or a hub id; raises WeightsError for none of them."""
     if model in MODELS:
         return MODELS[model]
     return read_config(model_folder(model) / CONFIG_FILE)
@@ -164,7 +181,7 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     content = read_run(args.resume)
     config = config_from_json(content.get("config"))
     if content.get("result") is not None:
-        raise CheckpointError(f"{args.resume}: this run has ended; nothing is left to do")
+        raise CheckpointError(f"{shown(args.resume)}: this run has ended; {_train_on(args.resume)}")
     defaults = TrainArgs()
     for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
         given = _given(args, name)

@@ -16,6 +16,8 @@ from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
 _BOX = re.compile(r"[─-╿]+")
+# A title that its text begins with again.
+_TWICE = re.compile(r"^(.{8,}?) (?=\1)", re.IGNORECASE)
 # What torch says; not every message with "memory" in it means this.
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
@@ -40,6 +42,7 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
         if end.code in (0, None):
             raise
     text = " ".join(_BOX.sub(" ", said.getvalue()).split())
+    text = _TWICE.sub("", text)
     raise ConfigError(text or "the flags cannot be read")
 
 
@@ -55,8 +58,7 @@ def quote(text: str) -> str:
 
 def run_script(prog: str, program: Callable[[], int]) -> int:
     """The exit code of `program`; what goes wrong in it is one line on stderr, and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+    set_up_streams()
     try:
         return program()
     except MingptPrefixError as error:
@@ -77,6 +79,25 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
         return fail(prog, "not enough memory for this model, batch and number of beams")
 
 
+def set_up_streams() -> None:
+    """What goes to a file or a pipe is UTF-8, and what a terminal cannot show is written as an
+    escape; a stream that is missing is empty, and swallows all."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            # Else print would write on stdout what is meant for stderr, and the next file that is
+            # opened would be given the number of the stream.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="ignore"))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):  # a notebook has something else
+            encoding = None if is_terminal(stream) else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether it is one; a stream that cannot say so is none."""
+    return hasattr(stream, "isatty") and stream.isatty()
+
+
 def fail(prog: str, why: object) -> int:
     """Say what is wrong in one line on stderr; returns exit code 2."""
     print(f"{prog}: {why}", file=sys.stderr)
@@ -85,5 +106,5 @@ def fail(prog: str, why: object) -> int:
 
 def drop_output(stream: TextIO) -> None:
     """Nothing can be written to it any more, also not when Python flushes at its end."""
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream that is no file
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a stream that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

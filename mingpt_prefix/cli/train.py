@@ -10,7 +10,8 @@ torchrun --nproc-per-node 2 train.py --mode finetune
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix.accel.cuda_graphs import why_not_graphs
@@ -31,6 +32,7 @@ from mingpt_prefix.cli.progress import (
     warn_of_changes,
 )
 from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.tensorboard import open_board, wants_board
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import TrainConfig, to_json
@@ -69,9 +71,12 @@ def begin(
     return run
 
 
-def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
+def train(
+    trainer: Trainer, run: RunFolder | None, world: World, add_to_board: Callable[[dict], None]
+) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     unlogged, lines, saved_at = deque(), [], time.monotonic()
+    started = saved_at - (run.logged_seconds() if run is not None else 0.0)
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
             # All ranks save and stop at one step.
@@ -83,7 +88,9 @@ def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
             unlogged.append(progress)
             while len(unlogged) > (0 if is_due else trainer.stepper.lag):
                 show(unlogged[0])
-                lines.append(unlogged.popleft().log_line())
+                seconds = round(time.monotonic() - started, 3)
+                lines.append({**unlogged.popleft().log_line(), "seconds": seconds})
+                add_to_board(lines[-1])
             if progress.is_best:
                 save_trained(trainer, run, world)
             if is_due:
@@ -110,24 +117,30 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
     result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
     run.write_run({**read_run(run.path), "result": result})
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
-    drawn = save_loss_curve(run.read_log(), run.picture, title)
-    say_result(trainer, score, seconds, run, drawn, task.example)
+    log = run.read_log()
+    drawn = save_loss_curve(log, run.picture, title)
+    say_result(trainer, score, seconds, run, log, drawn, task.example)
 
 
 def run_training(args: TrainArgs, world: World) -> int:
     config, why = resume(args) if args.resume else resolve(args)
+    has_board = wants_board(args)
     say(why)
     if config.device == "cpu":
         keep_freed_memory()
     model = load_base(config)
     task = load_task(config, model.config)
+    if task.note:
+        say(task.note)
+    config = replace(config, slots=task.slots)
     trainer = make_trainer(config, model, task.train_set, task.dev_set, world, args.graphs)
     why_not = "they are not wanted" if not args.graphs else why_not_graphs(config, world)
     say(summary(trainer, why_not))
     run = begin(config, args, trainer, task, world)
     started = time.monotonic()
     try:
-        number = train(trainer, run, world)
+        with open_board(run if has_board else None, trainer.step) as add_to_board:
+            number = train(trainer, run, world, add_to_board)
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise

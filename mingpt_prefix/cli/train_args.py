@@ -17,9 +17,11 @@ class TrainArgs:
     """what is trained: a prefix (the default), LoRA, both, all weights, or all on plain text
     (pretrain)"""
     model: str | None = None
-    """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder as transformers saves a model"""
+    """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder as transformers saves a model, or the
+    id of a GPT-2 on the Hugging Face hub"""
     data: tuple[str, ...] = ()
-    """e2e, sample, files (.csv, .jsonl, .json, .xml) or folders; .txt, .txt.xz for pretrain"""
+    """e2e, sample, files (.csv, .tsv, .jsonl, .json, .xml, or .txt with table||sentence lines) or
+    folders; for pretrain .txt, .txt.xz, documents separated by a line <|endoftext|>"""
     input_template: str | None = None
     """what the model is given for a table, as "{title} by {author}"; kept with the prefix"""
     text_field: str | None = None
@@ -52,7 +54,7 @@ class TrainArgs:
     """of what goes into LoRA's products, in training"""
     lora_lr: float | None = None
     """LoRA's own learning rate beside a prefix, which has --lr"""
-    lr: float | None = None
+    lr: Annotated[float | None, tyro.conf.arg(aliases=("--learning-rate",))] = None
     epochs: float | None = None
     max_steps: int | None = None
     """end after so many steps, whatever --epochs says"""
@@ -82,6 +84,8 @@ class TrainArgs:
     """take whole steps as CUDA graphs, where they can be: on a GPU, with the Triton kernels"""
     shard: bool = False
     """under torchrun: each process holds a part of the model, for finetune and pretrain"""
+    log: Literal["tensorboard"] | None = None
+    """write the log to tensorboard/ in the run's folder too; a resumed run goes on with it"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

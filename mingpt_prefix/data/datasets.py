@@ -3,11 +3,12 @@
 `load_split(["e2e"], "train")` gives a list of `Example`. A source is `e2e` (downloaded once, to
 `cache_dir()`), `sample` (part of the package), a file, or a folder; readers.py has their formats.
 
-A folder holds one file for each split: trainset/devset/testset_w_refs or train/dev/test, as .csv,
-.jsonl, .json or .xml, or DART's under their own names; or, as WebNLG does, a folder of .xml files
-for each split. A single file, and a folder without a dev file, set about 5 % of their tables
-aside as dev: those whose hash is lowest, so that the choice depends on the tables alone, and all
-sentences of a table stay together. A single table is never set aside.
+A folder holds one file for each split: trainset/devset/testset_w_refs or train/dev/test (for dev
+also valid or validation), as .csv, .tsv, .jsonl, .json or .xml, or DART's and the prefix-tuning
+paper's E2E files under their own names; or, as WebNLG does, a folder of .xml files for each split.
+A single file, and a folder without a dev file, set about 5 % of their tables aside as dev: those
+whose hash is lowest, so that the choice depends on the tables alone, and all sentences of a table
+stay together. A single table is never set aside.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from typing import Literal
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.atomic_write import cache_dir, write_atomically
 from mingpt_prefix.data.corpora import dart_files, webnlg_files
-from mingpt_prefix.data.parsing import read_bytes
+from mingpt_prefix.data.parsing import LeftOut, read_bytes
 from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.data.tables import Example, Table, format_table
 from mingpt_prefix.errors import DataError, printable, shown
@@ -35,6 +36,9 @@ E2E_SHA256 = "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac"
 DEV_SHARE = 0.05
 
 _OFFICIAL_NAMES = {"train": "trainset", "dev": "devset", "test": "testset_w_refs"}
+# What other people's folders and the paper's own call the splits.
+_OTHER_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
+_PAPER_FILES = {"train": "src1_train.txt", "dev": "src1_valid.txt", "test": "src1_test.txt"}
 # The sample has a second test set, whose names are made of training's words.
 _SAMPLE_NAMES = {**_OFFICIAL_NAMES, "test-known": "testset_known_w_refs"}
 _E2E_FILE = "e2e-dataset.zip"
@@ -42,8 +46,14 @@ _MAX_DOWNLOAD = 1 << 24
 _DOWNLOAD_TIMEOUT_S = 10.0
 
 
-def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -> list[Example]:
-    """Read one split of all sources, one after the other; `columns` are those of the user's own.
+def load_split(
+    sources: Sequence[str],
+    split: Split,
+    columns: Columns = USUAL,
+    left_out: LeftOut | None = None,
+) -> list[Example]:
+    """Read one split of all sources, one after the other; `columns` are those of the user's own,
+    and `left_out` counts as `read_examples` does.
 
     With several sources, a table that is dev in one of them is left out of train in the others.
 
@@ -51,7 +61,9 @@ def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -
         DataError: when a source is missing or bad, or nothing is left to train on.
     """
     examples = [
-        example for source in sources for example in load_examples(source, split, columns=columns)
+        example
+        for source in sources
+        for example in load_examples(source, split, columns=columns, left_out=left_out)
     ]
     if split == "train" and len(sources) > 1:
         dev = {example.table for example in load_split(sources, "dev", columns)}
@@ -62,7 +74,11 @@ def load_split(sources: Sequence[str], split: Split, columns: Columns = USUAL) -
 
 
 def load_examples(
-    source: str, split: Split, url: str = E2E_URL, columns: Columns = USUAL
+    source: str,
+    split: Split,
+    url: str = E2E_URL,
+    columns: Columns = USUAL,
+    left_out: LeftOut | None = None,
 ) -> list[Example]:
     """Read one split of one source: `e2e`, `sample`, a file, or a folder; see the module.
 
@@ -81,7 +97,7 @@ def load_examples(
     if source == "sample":
         data = read_bytes(tiny.SAMPLE / member, f"sample {member}")
         return read_csv(data, f"sample {member}", columns)
-    return _load_path(source, split, columns)
+    return _load_path(source, split, columns, left_out)
 
 
 def group_references(examples: Iterable[Example]) -> list[tuple[Table, list[str]]]:
@@ -96,11 +112,13 @@ def e2e_available() -> bool:
     """Whether the cache holds the official E2E release, intact; nothing is downloaded."""
     try:
         return _is_official((cache_dir() / _E2E_FILE).read_bytes())
-    except OSError:
+    except (OSError, DataError):
         return False
 
 
-def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
+def _load_path(
+    source: str, split: Split, columns: Columns, left_out: LeftOut | None
+) -> list[Example]:
     path = Path(source)
     name = shown(source)
     try:
@@ -114,7 +132,7 @@ def _load_path(source: str, split: Split, columns: Columns) -> list[Example]:
     chosen = files.get("train" if holds_out else split)
     if chosen is None:
         raise DataError(f"{name}: no {split} split in it")
-    examples = [example for file in chosen for example in read_examples(file, columns)]
+    examples = [example for file in chosen for example in read_examples(file, columns, left_out)]
     if not holds_out:
         return examples
     dev = _held_out(examples)
@@ -125,7 +143,8 @@ def _split_files(folder: Path, name: str) -> dict[str, list[Path]]:
     """Find the files of each split in a folder; one file and another for one split are refused."""
     files: dict[str, list[Path]] = {}
     for split, official in _OFFICIAL_NAMES.items():
-        names = (stem + suffix for stem in (official, split) for suffix in SUFFIXES)
+        stems = (official, *_OTHER_NAMES[split])
+        names = (_PAPER_FILES[split], *(stem + suffix for stem in stems for suffix in SUFFIXES))
         found = [folder / name for name in names if (folder / name).is_file()]
         found += dart_files(folder, split)
         if len(found) > 1:

@@ -18,4 +18,5 @@ def encode_example(
     """The prompt of the example's table, then its text and another end token, to be predicted."""
     prompt = encode_prompt(tokenizer, example.table, text_format)
     target = tokenizer.encode(target_text(example.text, text_format))
-    return Encoded(torch.tensor([*prompt, *target, tokenizer.eos]), len(prompt))
+    ids = torch.tensor([*prompt, *target, tokenizer.eos])
+    return Encoded(ids, len(prompt), where=example.where)

@@ -2,12 +2,18 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mingpt_prefix.data.tables import Example, Table
 from mingpt_prefix.errors import DataError, TableError, printable
 
+# How many things of a file (by its name) were left out, and why.
+LeftOut = dict[tuple[str, str], int]
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -60,6 +66,11 @@ def parse_json(text: str) -> Any:
         raise TableError("not valid JSON: a number is too long", 0) from None
 
 
+def located(examples: Iterable[Example], where: str) -> list[Example]:
+    """The examples with the place that they were read from."""
+    return [replace(example, where=where) for example in examples]
+
+
 def checked_example(table: Table, text: str) -> Example:
     """The example; raises DataError for a text that is empty or cannot be encoded."""
     if not text.strip():
@@ -69,11 +80,31 @@ def checked_example(table: Table, text: str) -> Example:
     return Example(table, text)
 
 
-def not_empty(examples: list[Example], name: str) -> list[Example]:
-    """The examples of the file `name`; raises DataError where there are none."""
+def not_empty(
+    examples: list[Example],
+    name: str,
+    counts: Mapping[str, int] = MappingProxyType({}),
+    left_out: LeftOut | None = None,
+) -> list[Example]:
+    """The examples of the file `name`; what was left out of it goes to `left_out`.
+
+    Raises:
+        DataError: where there are none.
+    """
+    own = {(name, why): count for why, count in counts.items() if count}
+    if left_out is not None:
+        left_out.update(own)
     if not examples:
-        raise DataError(f"{name}: no examples in it")
+        raise DataError(f"{name}: no examples in it{f'; {told_left_out(own)}' if own else ''}")
     return examples
+
+
+def told_left_out(left_out: LeftOut) -> str:
+    """What was left out of all files, in words."""
+    counts: Counter[str] = Counter()
+    for (_, why), count in left_out.items():
+        counts[why] += count
+    return "left out: " + ", ".join(f"{why} ({count:,})" for why, count in counts.items())
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

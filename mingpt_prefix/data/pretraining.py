@@ -3,7 +3,8 @@
     corpus = read_corpus([Path("english.txt.xz")], load_tokenizer("gpt2"), block_size=1024)
 
 Documents are told apart by the end token. About one in a hundred, chosen by the hash of its text,
-is held out: it is never trained on, whatever else is in the data.
+is held out: it is never trained on, whatever else is in the data. If that is none of them, the one
+with the lowest hash is; of a single document the last hundredth.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import torch
 
 from mingpt_prefix.batch import Encoded, pack
 from mingpt_prefix.data.text import documents
-from mingpt_prefix.data.tokenizer import Tokenizer
+from mingpt_prefix.data.tokenizer import END_OF_TEXT, Tokenizer
 from mingpt_prefix.errors import ConfigError, DataError
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import SummedLoss
@@ -50,17 +51,24 @@ class Windows(Sequence[Encoded]):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Windows to train on, windows held out, and how many bytes of text those hold."""
+    """Windows to train on, windows held out, and how many bytes of text those hold; `note` says
+    what was held out of few documents.
+    """
 
     train: Windows
     held_out: Windows
     held_out_bytes: int
+    note: str = ""
 
 
 def is_held_out(document: str) -> bool:
     """Whether a document is set aside, by the hash of its text alone."""
-    digest = hashlib.sha256(document.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+    return _hash_of(document) < HELD_OUT_SHARE
+
+
+def _hash_of(document: str) -> float:
+    """A text's hash, in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:4], "big") / 2**32
 
 
 def read_corpus(
@@ -75,14 +83,19 @@ def read_corpus(
     if not 2 <= block_size <= n_positions:
         raise ConfigError(f"block-size must lie in 2 to {n_positions}, not {block_size}")
     streams: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    held_out_bytes = 0
+    hashes: list[float] = []
     for path in paths:
         for batch in _chunks(documents(path), _ENCODE_AT_ONCE):
             encoded = tokenizer.encoding.encode_ordinary_batch(batch)
             for document, ids in zip(batch, encoded, strict=True):
-                held = is_held_out(document)
-                held_out_bytes += held * len(document.encode())
+                hashes.append(_hash_of(document))
+                held = hashes[-1] < HELD_OUT_SHARE
                 streams[held].append(np.array([*ids, tokenizer.eos], np.uint16))
+    note = ""
+    if not all(streams):
+        streams, note = _of_few([*streams[0], *streams[1]], hashes)
+    decode = tokenizer.encoding.decode_bytes
+    held_out_bytes = sum(len(decode(ids[:-1].tolist())) for ids in streams[1])
     names = ", ".join(path.name for path in paths)
     spread = n_positions - block_size
     train, held_out = (
@@ -91,9 +104,23 @@ def read_corpus(
     )
     if len(train.stream) <= block_size:
         raise DataError(f"{names}: fewer than {block_size} tokens to train on")
-    if held_out_bytes == 0:
-        raise DataError(f"{names}: too few documents to hold one in a hundred out")
-    return Corpus(train, held_out, held_out_bytes)
+    return Corpus(train, held_out, held_out_bytes, note)
+
+
+def _of_few(
+    documents: list[np.ndarray], hashes: list[float]
+) -> tuple[tuple[list[np.ndarray], list[np.ndarray]], str]:
+    """What to train on and what to hold out, and that in words: the document of the lowest hash,
+    with all that are equal; of a single one the tail."""
+    lowest, how = min(hashes), f"documents are separated by a line {END_OF_TEXT}"
+    streams: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for ids, value in zip(documents, hashes, strict=True):
+        streams[value == lowest].append(ids)
+    if streams[0]:
+        return streams, f"Held out: one document of {len(documents):,}; {how}."
+    size = max(2, round(HELD_OUT_SHARE * len(documents[0])))
+    streams = [ids[:-size] for ids in documents], [documents[0][-size:]]
+    return streams, f"Held out: the last {size - 1:,} tokens of a single document; {how}."
 
 
 @torch.inference_mode()

@@ -1,21 +1,34 @@
 """The file formats of examples and tables, as bytes or lines: CSV, JSONL, JSON, one table a line.
 
-`read_examples(Path("train.csv"))` gives a list of `Example`. CSV has the columns `mr` and `ref`;
-JSONL and JSON hold objects `{"table": {"name": "The Mill"}, "text": "The Mill is a pub."}`, where a
-table may also be triples, `[["The Mill", "near", "Café Rouge"]]`; XML is WebNLG's, and JSON may be
-DART's (corpora.py). With `Columns`, CSV files with other columns and flat JSON objects are read
-too. A bad row is never skipped: it is an error that names the file, the line and what is wrong.
+`read_examples(Path("train.csv"))` gives a list of `Example`. CSV (rows.py) has the columns `mr` and
+`ref`; JSONL and JSON hold objects `{"table": {"name": "The Mill"}, "text": "The Mill is a pub."}`,
+where a table may also be triples, `[["The Mill", "near", "Café Rouge"]]`; XML is WebNLG's, and JSON
+may be DART's (corpora.py); text files are those of the prefix-tuning paper's own code, with lines
+`name : The Mill | Type : pub||The Mill is a pub.` With `Columns`, CSV files with other columns and
+flat JSON objects are read too. A bad row is never skipped: it is an error that names the file, the
+line and what is wrong.
 """
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from mingpt_prefix.data.corpora import dart_examples, read_webnlg
-from mingpt_prefix.data.parsing import checked_example, decode, not_empty, parse_json, read_bytes
-from mingpt_prefix.data.tables import Example, Table, parse_table, table_from_json
+from mingpt_prefix.data.parsing import (
+    LeftOut,
+    checked_example,
+    decode,
+    located,
+    not_empty,
+    parse_json,
+    read_bytes,
+)
+from mingpt_prefix.data.rows import csv_rows, fitted
+from mingpt_prefix.data.tables import Example, Table, parse_bars, parse_table, table_from_json
 from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable, shown
 
 _TABLE_COLUMNS = ("mr", "ref")
@@ -39,8 +52,11 @@ class Columns:
 USUAL = Columns()
 
 
-def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
-    """Read a .csv, .jsonl, .json or .xml file whole.
+def read_examples(
+    path: Path, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
+    """Read a .csv, .tsv, .txt, .jsonl, .json or .xml file whole; what WebNLG's and DART's hold
+    beside examples is counted in `left_out`.
 
     Raises:
         DataError: naming the file, the line and what is wrong.
@@ -49,30 +65,31 @@ def read_examples(path: Path, columns: Columns = USUAL) -> list[Example]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{name}: the name must end in {', '.join(_READERS)}")
-    return reader(read_bytes(path, name), name, columns)
+    return reader(read_bytes(path, name), name, columns, left_out)
 
 
-def read_csv(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_csv(
+    data: bytes, name: str, columns: Columns = USUAL, _left_out: object = None
+) -> list[Example]:
     """Read CSV bytes by the names of their columns; `name` is for messages.
 
     Raises:
         DataError: naming the file, the line and what is wrong.
     """
-    rows = csv.reader(io.StringIO(decode(data, name), newline=""), strict=True)
     examples: list[Example] = []
     read_row: Callable[[list[str]], Example] | None = None
-    line, width = 1, 0
+    lines, where, width = io.StringIO(decode(data, name), newline=""), name, 0
     try:
-        for row in rows:
-            if row and read_row is None:
+        for line, row in csv_rows(lines):
+            where = f"{name}: line {line}"
+            if isinstance(row, csv.Error):
+                raise DataError(printable(str(row), 100))
+            if read_row is None:
                 read_row, width = _row_reader([column.strip() for column in row], columns), len(row)
-            elif row:
-                if len(row) != width:
-                    raise DataError(f"{len(row)} fields under {width} columns")
-                examples.append(read_row(row))
-            line = rows.line_num + 1
-    except (csv.Error, MingptPrefixError) as error:
-        raise DataError(f"{name}: line {line}: {error}") from None
+            else:
+                examples += located([read_row(fitted(row, width))], where)
+    except MingptPrefixError as error:
+        raise DataError(f"{where}: {error}") from None
     return not_empty(examples, name)
 
 
@@ -97,73 +114,140 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
     if not columns:
         what = "the first line must name the columns mr and ref once"
         raise DataError(f"{what}; --text-field and --input-template name others")
-    for needed in (columns.text or "text", *(columns.inputs or header)):
+    for needed in (columns.text or "text", *(columns.inputs or filter(None, header))):
         if header.count(needed) != 1:
             found = printable(", ".join(header), 100)
             raise DataError(f"'{printable(needed)}' must be one of the columns, once: {found}")
-    return lambda row: _example_from_fields(dict(zip(header, row, strict=True)), columns)
+
+    def read_own(row: list[str]) -> Example:
+        # A column without a name may stand there, but hold nothing.
+        pairs = zip(header, row, strict=True)
+        return _example_from_fields({n: value for n, value in pairs if n or value.strip()}, columns)
+
+    return read_own
 
 
-def read_jsonl(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
-    """Read one `{"table": {...}, "text": "..."}` a line; blank lines are skipped.
+def read_bars(
+    data: bytes, name: str, columns: Columns = USUAL, _left_out: object = None
+) -> list[Example]:
+    """Read one `name : The Mill | Type : pub||The Mill is a pub.` a line; blank lines are skipped.
 
     Raises:
         DataError: naming the file, the line and what is wrong.
     """
     examples = []
-    # Not splitlines: it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(decode(data, name).split("\n"), 1):
+        where = f"{name}: line {number}"
+        table, bars, text = line.strip().partition("||")
         try:
-            if line.strip():
-                examples += _examples_from_json(parse_json(line), columns)
+            if not bars and table:
+                raise DataError("'table||sentence' is expected of a .txt file")
+            if bars:
+                example = checked_example(_with_inputs(parse_bars(table), columns), text)
+                examples += located([example], where)
         except MingptPrefixError as error:
-            raise DataError(f"{name}: line {number}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
     return not_empty(examples, name)
 
 
-def read_json(data: bytes, name: str, columns: Columns = USUAL) -> list[Example]:
+def read_jsonl(
+    data: bytes, name: str, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
+    """Read one `{"table": {...}, "text": "..."}` a line; blank lines are skipped.
+
+    Raises:
+        DataError: naming the file, the line and what is wrong.
+    """
+    examples, counts = [], Counter()
+    # Not splitlines: it also splits at characters that may stand inside a JSON string.
+    for number, line in enumerate(decode(data, name).split("\n"), 1):
+        where = f"{name}: line {number}"
+        try:
+            if line.strip():
+                examples += located(_examples_from_json(parse_json(line), columns, counts), where)
+        except MingptPrefixError as error:
+            raise DataError(f"{where}: {error}") from None
+    return not_empty(examples, name, counts, left_out)
+
+
+def read_json(
+    data: bytes, name: str, columns: Columns = USUAL, left_out: LeftOut | None = None
+) -> list[Example]:
     """Read a JSON list of `{"table": {...}, "text": "..."}`, or of DART's items.
 
     Raises:
         DataError: naming the file, the item and what is wrong.
     """
-    where = name
+    text, where = decode(data, name), name
     try:
-        items = parse_json(decode(data, name))
+        items = parse_json(text)
         if not isinstance(items, list):
             raise DataError("a list of objects is expected")
-        examples = []
+        examples, counts = [], Counter()
         for number, item in enumerate(items, 1):
             where = f"{name}: item {number}"
-            examples += _examples_from_json(item, columns)
+            examples += located(_examples_from_json(item, columns, counts), where)
     except MingptPrefixError as error:
         raise DataError(f"{where}: {error}") from None
-    return not_empty(examples, name)
+    return not_empty(examples, name, counts, left_out)
 
 
 def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]]:
     """Read one table a line, lazily: (line number from 1, the table or what is wrong with it).
 
-    Every line gives one item, an empty one an error, so that answers stay in step with lines.
+    Every line gives one item, an empty one an error, so that answers stay in step with lines. If
+    the first line is the header of CSV with a column `mr`, each row under it gives one.
     """
-    for number, line in enumerate(lines, 1):
+    lines = (line.removeprefix("\ufeff") for line in lines)
+    begin = list(islice(lines, 2))
+    lines = chain(begin, lines)
+    items: Iterable[tuple[int, str | Exception]] = enumerate(lines, 1)
+    if len(begin) == 2 and begin[0].strip():
+        if _is_of_tables(next((row for _, row in csv_rows(begin)), [])):
+            items = _csv_tables(lines)
+    for number, item in items:
         try:
-            item: Table | TableError = table_from_line(line.removeprefix("\ufeff").rstrip("\r\n"))
+            if isinstance(item, Exception):
+                raise TableError(printable(str(item), 100), 0)
+            yield number, table_from_line(item.rstrip("\r\n"))
         except TableError as error:
-            item = error
-        yield number, item
+            yield number, error
+
+
+def _is_of_tables(header: list[str] | csv.Error) -> bool:
+    names = [] if isinstance(header, csv.Error) else [name.strip().lower() for name in header]
+    return names.count("mr") == 1
+
+
+def _csv_tables(lines: Iterable[str]) -> Iterator[tuple[int, str | Exception]]:
+    """The fields of the column `mr`, or what is wrong with a row."""
+    rows = csv_rows(lines)
+    header = [name.strip().lower() for name in next(rows)[1]]
+    column, width = header.index("mr"), len(header)
+    for line, row in rows:
+        try:
+            yield line, row if isinstance(row, csv.Error) else fitted(row, width)[column]
+        except DataError as error:
+            yield line, error
 
 
 def table_from_line(line: str) -> Table:
-    """Read the bracket form, `{"name": "The Mill"}`, `{"table": {"name": "The Mill"}}`, or triples,
-    `[["The Mill", "near", "Café Rouge"]]`.
+    """Read the bracket form, `{"name": "The Mill"}`, `{"table": {"name": "The Mill"}}`, triples,
+    `[["The Mill", "near", "Café Rouge"]]`, or a line as `read_bars` does, of which the sentence is
+    left out.
 
     Raises:
         TableError: with the position of the first mistake.
     """
     start = "".join(line[:100].split())
     if not start.startswith(("{", "[[")):
-        return parse_table(line)
+        table, bars, _ = line.partition("||")
+        try:
+            return parse_table(line)
+        except TableError:
+            if not bars or " : " not in table:
+                raise
+        return parse_bars(table)
     obj = parse_json(line)
     # A slot may be called "table" too: its value is then no object.
     if isinstance(obj, dict) and isinstance(obj.get("table"), dict | list):
@@ -171,9 +255,20 @@ def table_from_line(line: str) -> Table:
     return table_from_json(obj)
 
 
-def _examples_from_json(obj: object, columns: Columns) -> list[Example]:
+def as_table(given: Table | str | Mapping | list) -> Table:
+    """A table in any spelling: as `table_from_line` or `tables.table_from_json` reads it.
+
+    Raises:
+        TableError: with the position of the first mistake.
+    """
+    if isinstance(given, Table):
+        return given
+    return table_from_line(given) if isinstance(given, str) else table_from_json(given)
+
+
+def _examples_from_json(obj: object, columns: Columns, left_out: Counter[str]) -> list[Example]:
     if isinstance(obj, dict) and "tripleset" in obj:
-        return dart_examples(obj)
+        return dart_examples(obj, left_out)
     if columns and isinstance(obj, dict) and not isinstance(obj.get("table"), dict | list):
         return [_example_from_fields(obj, columns)]
     text_field = columns.text or "text"
@@ -215,5 +310,12 @@ def _with_inputs(table: Table, columns: Columns) -> Table:
     return table
 
 
-_READERS = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_json, ".xml": read_webnlg}
-SUFFIXES = tuple(_READERS)
+_READERS = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".xml": read_webnlg,
+    ".txt": read_bars,
+}
+SUFFIXES = tuple(suffix for suffix in _READERS if suffix != ".txt")

@@ -9,8 +9,8 @@ the text format; its name, `TEXT_FORMAT` or a template's, is saved with every pr
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
 from mingpt_prefix.errors import ConfigError, TableError, escape, printable
@@ -24,6 +24,7 @@ _PRINTED_NAMES = {
 }
 _ELLIPSES = ("...", "…")
 _CONTEXT = 20
+_MAX_NAMES = 100
 # Control characters, line and paragraph separators, and halves of surrogate pairs: none of them
 # can be shown on one line, and the last cannot be encoded at all.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -44,10 +45,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Example:
-    """A table and one sentence that says it."""
+    """A table and one sentence that says it; `where` they were read, as messages say it."""
 
     table: Table
     text: str
+    where: str = field(default="", compare=False)
 
 
 def parse_table(text: str) -> Table:
@@ -84,8 +86,26 @@ def parse_table(text: str) -> Table:
         return Table(tuple(slots.items()))
 
 
+def parse_bars(text: str) -> Table:
+    """Read `name : The Mill | Type : pub`, which `linearize` writes without a template.
+
+    Raises:
+        TableError: for what is no slot, and as `table_from_json`.
+    """
+    names = {printed: name for name, printed in _PRINTED_NAMES.items()}
+    slots: dict[str, str] = {}
+    for part in text.split(" | "):
+        name, colon, value = part.strip().partition(" : ")
+        if not colon or name in slots:
+            raise _error("'name : value', each name once, is expected", text, text.index(part))
+        slots[name] = value
+    return table_from_json({names.get(name, name): value for name, value in slots.items()})
+
+
 def table_from_json(obj: object) -> Table:
     """Read `{"name": "The Mill"}`, or triples: `[["The Mill", "near", "Café Rouge"]]`.
+
+    Values may be text, numbers, `true` and `false`, by these words; slots of `null` are left out.
 
     Raises:
         TableError: its position counts in the written form, as `format_table` gives it.
@@ -97,6 +117,9 @@ def table_from_json(obj: object) -> Table:
     slots: dict[str, str] = {}
     position = 0
     for name, value in obj.items():
+        if value is None:
+            continue
+        value = str(value).lower() if isinstance(value, bool) else value
         if mistake := _mistake_in_pair(name, value):
             raise TableError(f"slot '{printable(str(name))}': {mistake}", position)
         if name.strip() in slots:
@@ -162,6 +185,23 @@ def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
     return " " + " | ".join(slots)
 
 
+def slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
+    """The names of the tables' slots, sorted; none for triples, and for names without number."""
+    found: set[str] = set()
+    for table in tables:
+        found.update(name for name, *_ in table.slots)
+        if table.is_triples or len(found) > _MAX_NAMES:
+            return ()
+    return tuple(sorted(found))
+
+
+def unseen_slots(table: Table, seen: Iterable[str]) -> list[str]:
+    """The names of `table`'s slots that are not among those `seen`: `eatType` is as good as `Type`,
+    which a model reads for it."""
+    known = {_PRINTED_NAMES.get(name, name) for name in seen}
+    return [name for *_, name, _ in table.slots if _PRINTED_NAMES.get(name, name) not in known]
+
+
 def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:
     """Spell a sentence as a model writes it: after one space, each run of white space as one.
 
@@ -176,7 +216,7 @@ def _mistake_in_pair(name: object, value: object) -> str | None:
     """Say why a pair cannot be a slot."""
     if not isinstance(name, str):
         return f"a slot name must be text, not {type(name).__name__}"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float):
         return f"a value must be text or a number, not {type(value).__name__}"
     # Compared this way round, so that NaN is refused too.
     if not isinstance(value, str) and not abs(value) < 1e300:

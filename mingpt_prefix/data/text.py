@@ -1,6 +1,7 @@
 """Plain text to pretrain on: files of documents, and windows of tokens cut from them.
 
-A file is `.txt` or `.txt.xz`, UTF-8, its documents separated by a line `<|endoftext|>`.
+A file is `.txt` or `.txt.xz`, UTF-8, with or without a byte order mark, its documents separated by
+a line `<|endoftext|>`.
 """
 
 import lzma
@@ -23,9 +24,11 @@ def documents(path: Path) -> Iterator[str]:
     lines: list[str] = []
     found = False
     try:
-        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
+        with (lzma.open if path.suffix == ".xz" else open)(
+            path, "rt", encoding="utf-8-sig"
+        ) as file:
             for line in file:
-                if line.rstrip("\n") != END_OF_TEXT:
+                if line.strip() != END_OF_TEXT:
                     lines.append(line)
                     continue
                 document, lines = "".join(lines).strip("\n"), []

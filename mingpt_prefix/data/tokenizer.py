@@ -15,6 +15,7 @@ import tiktoken
 
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.atomic_write import cache_dir
+from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError, DataError, printable
 
 END_OF_TEXT = "<|endoftext|>"
@@ -58,7 +59,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         return Tokenizer(name, _from_ranks(name, tiny.VOCABULARIES[name].read_bytes()))
     if name != "gpt2":
         raise ConfigError(f"unknown tokenizer '{printable(name)}'; known: gpt2, tiny-1024, tiny")
-    folder = os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache_dir() / "tiktoken"))
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(cache_dir() / "tiktoken")
+    folder = os.environ["TIKTOKEN_CACHE_DIR"]
     try:
         return Tokenizer(name, tiktoken.get_encoding("gpt2"))
     except (OSError, ValueError) as error:
@@ -66,6 +69,22 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise DataError(
             f"GPT-2's tokenizer is not in {printable(folder, 200)} and cannot be downloaded ({why})"
         ) from None
+
+
+def tokenizer_of(shape: ModelConfig) -> Tokenizer:
+    """The tokenizer that a model of this shape goes with.
+
+    Raises:
+        ConfigError: where that is not known, or has other ids than the model.
+        DataError: as `load_tokenizer`.
+    """
+    if shape.tokenizer is None:
+        raise ConfigError("the model goes with a tokenizer that is not known here: GPT-2's only")
+    tokenizer = load_tokenizer(shape.tokenizer)
+    if tokenizer.vocab_size != shape.n_tokens:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
+        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
+    return tokenizer
 
 
 def _from_ranks(name: str, lines: bytes) -> tiktoken.Encoding:

@@ -85,19 +85,8 @@ def faults(table: Sequence[tuple[str, str]], text: str) -> list[Fault]:
     slot, the name and the kind of place apart, is said twice, or a name right after itself.
     """
     given = dict(table)
-    rest, told = _without_names(given, plain(text))
+    told, rest, left = _told(given, text)
     found = [Fault("repeated", "name")] if "@ @" in rest else []
-    left = rest
-    for slot, means in _MEANS.items():
-        told[slot] = []
-        for match in _PATTERNS[slot].finditer(rest):
-            is_negated = _NEGATED.search(rest[: match.start()])
-            told[slot].append("not " * bool(is_negated) + means[match[0].lower()])
-        left = _PATTERNS[slot].sub("", left)
-        if (value := given.get(slot)) is not None and value not in means.values():
-            own = _anywhere([plain(value)])
-            told[slot] = own.findall(left) and [value]
-            left = own.sub("", left)
     for slot in SLOTS:
         value, values = given.get(slot), told.get(slot, [])
         if value is not None and value not in values:
@@ -115,6 +104,37 @@ def faults(table: Sequence[tuple[str, str]], text: str) -> list[Fault]:
     words = dict.fromkeys(word.lower() for word in _WORD.findall(rest))
     found += [Fault("garbled", word) for word in words if word not in known]
     return list(dict.fromkeys(found))
+
+
+def slots_said(table: Sequence[tuple[str, str]], text: str) -> list[str]:
+    """Names of the slots whose value `text` says, in the table's order; of a slot that the sample
+    does not have, the value is looked for as it stands."""
+    told, plain_text = _told(dict(table), text)[0], plain(text)
+
+    def is_said(slot: str, value: str) -> bool:
+        if slot in SLOTS:
+            return value in told.get(slot, [])
+        return _anywhere([plain(value)]).search(plain_text) is not None
+
+    return [slot for slot, value in table if is_said(slot, value)]
+
+
+def _told(given: Mapping[str, str], text: str) -> tuple[dict[str, list[str]], str, str]:
+    """The values that `text` says of each of SLOTS; `text` plain and without names; and what is
+    left of it without those values."""
+    rest, told = _without_names(given, plain(text))
+    left = rest
+    for slot, means in _MEANS.items():
+        told[slot] = []
+        for match in _PATTERNS[slot].finditer(rest):
+            is_negated = _NEGATED.search(rest[: match.start()])
+            told[slot].append("not " * bool(is_negated) + means[match[0].lower()])
+        left = _PATTERNS[slot].sub("", left)
+        if (value := given.get(slot)) is not None and value not in means.values():
+            own = _anywhere([plain(value)])
+            told[slot] = own.findall(left) and [value]
+            left = own.sub("", left)
+    return told, rest, left
 
 
 def _without_names(given: Mapping[str, str], text: str) -> tuple[str, dict[str, list[str]]]:

@@ -1,13 +1,14 @@
-"""Which model and prefix write sentences, by the flags of sample.py.
+"""Which model and prefix write sentences: from Python, and by the flags of sample.py.
 
-pipeline = open_pipeline(SampleConfig(run=Path("runs/prefix-tiny-1")))
-pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+pipeline = load_pipeline("runs/prefix-tiny-1")
+pipeline(["name[The Mill], eatType[pub]"])
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix import tiny
+from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.adapters.lora_file import load_folded
 from mingpt_prefix.adapters.prefix_file import (
     FORMAT,
@@ -26,11 +27,39 @@ from mingpt_prefix.checkpoints.run_folder import (
     newest_finished,
 )
 from mingpt_prefix.data.templates import text_format_of
-from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
+from mingpt_prefix.data.tokenizer import tokenizer_of
 from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
+
+
+def load_pipeline(
+    source: str | Path | None = None,
+    model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+) -> Pipeline:
+    """What writes sentences for tables, by a finished run's folder, a prefix file or a LoRA file.
+
+    Without a `source` it is chosen as sample.py does: the newest finished run under runs/, else the
+    embedded model's prefix. `model` is what the source was made for: a folder must be named, a
+    known name is found. `device`: auto, cpu or cuda; `dtype`: auto, fp32, bf16, fp16 or fp64;
+    `attention`: auto, reference or triton.
+
+    Raises:
+        CheckpointError, PrefixError, LoraError, WeightsError: naming the file that is missing,
+            damaged, or does not fit the model.
+        ConfigError: for an unknown or absent device, dtype or attention.
+        DataError: when GPT-2's tokenizer is neither cached nor to be downloaded.
+    """
+    how = {"model": model, "device": device, "dtype": dtype, "attention": attention}
+    if source is None:
+        return open_pipeline(SampleConfig(**how))
+    path = Path(source)
+    kind = "run" if path.is_dir() else "lora" if LORA_FORMAT.claims(path) else "prefix"
+    return open_pipeline(SampleConfig(**how, **{kind: path}))
 
 
 def open_pipeline(config: SampleConfig) -> Pipeline:
@@ -74,7 +103,8 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
         what = f"is a {kept.mode} run, with a model of its own"
         raise ConfigError(f"--model: {shown(folder)} {what}")
     pipeline = _pipeline(_load(config, kept.model), None, None, f"the model of {called}")
-    return replace(pipeline, text_format=text_format_of(kept.template))
+    text_format = text_format_of(kept.template)
+    return replace(pipeline, text_format=text_format, slots=_slots(kept.settings))
 
 
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
@@ -91,7 +121,8 @@ def _with_lora(config: SampleConfig, file: Path, prefix: Path | None, called: st
     model, lora = load_folded(config.model, file, config.device, config.dtype, config.attention)
     called += f" on {shown(config.model or lora.base)}"
     if prefix is None:
-        return replace(_pipeline(model, None, None, called), text_format=lora.text_format)
+        pipeline = _pipeline(model, None, None, called)
+        return replace(pipeline, text_format=lora.text_format, slots=_slots(lora.training))
     return _pipeline(model, *read_fitting(prefix, model), called)
 
 
@@ -118,17 +149,6 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
     return load_model(model, config.device, config.dtype, config.attention)
 
 
-def tokenizer_of(model: GPT2) -> Tokenizer:
-    """The tokenizer that `model` goes with; raises ConfigError where that is not known."""
-    if model.config.tokenizer is None:
-        raise ConfigError("the model's config.json names no tokenizer")
-    tokenizer = load_tokenizer(model.config.tokenizer)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        raise ConfigError(f"the tokenizer {tokenizer.name} has {sizes}")
-    return tokenizer
-
-
 def where_computed(model: GPT2) -> str:
     """On what and how `model` computes, in words."""
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
@@ -138,7 +158,15 @@ def where_computed(model: GPT2) -> str:
 def _pipeline(
     model: GPT2, prefix: PrefixKV | None, info: PrefixInfo | None, called: str
 ) -> Pipeline:
-    tokenizer, origin = tokenizer_of(model), f"{called}, {where_computed(model)}"
+    tokenizer, origin = tokenizer_of(model.config), f"{called}, {where_computed(model)}"
     if info is None:
         return Pipeline(model, tokenizer, origin=origin)
-    return Pipeline(model, tokenizer, prefix, info.text_format, info.placement, origin)
+    how = (info.text_format, info.placement, origin, _slots(info.training))
+    return Pipeline(model, tokenizer, prefix, *how)
+
+
+def _slots(settings: dict) -> tuple[str, ...]:
+    """The slots that a run saw, by its settings; a stranger's may hold anything."""
+    slots = settings.get("slots")
+    is_list = isinstance(slots, list) and all(isinstance(name, str) for name in slots)
+    return tuple(slots) if is_list else ()

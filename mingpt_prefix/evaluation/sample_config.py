@@ -18,7 +18,7 @@ class SampleConfig:
     table: str | None = None
     """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
     input: str | None = None
-    """a file of tables, one a line; - reads them from stdin"""
+    """a file of tables, one a line, or CSV with a column mr; - reads them from stdin"""
     run: Path | None = None
     """a run's folder; the newest finished one under runs/ if not given"""
     prefix: Path | None = None
@@ -34,7 +34,8 @@ class SampleConfig:
     prompts: str | None = None
     """with --bank: a file of prompts, one a line; - reads them from stdin"""
     model: str | None = None
-    """the model a prefix or LoRA was made for: a folder must be named, a known name is found"""
+    """the model a prefix or LoRA was made for: a folder or hub id must be named, a known name is
+    found"""
     beams: int | None = None
     """beam search with so many beams; 1 is greedy. 5 if not given, or 1 with --temperature, --top-k
     or --top-p"""
@@ -64,9 +65,14 @@ class SampleConfig:
     attention: str = "auto"
     """triton, or reference (plain PyTorch), which auto means too"""
     serve: bool = False
-    """a web page and POST /generate on this machine, in place of --table and --input"""
+    """a web page and HTTP endpoints on this machine, in place of --table and --input"""
     beside: tuple[Path, ...] = ()
     """with --serve: further runs, prefix files and LoRA files to choose from"""
+    watch: Path | None = None
+    """with --serve: a folder whose prefix files, and those of the runs in it, are served as they
+    come, change and go"""
+    cors: tuple[str, ...] = ()
+    """with --serve: web origins whose pages may ask, as https://example.org; * is any"""
     host: str = "127.0.0.1"
     """with --serve: the address to listen on; other machines reach any but the default"""
     port: int = 8000

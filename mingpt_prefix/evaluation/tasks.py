@@ -14,12 +14,12 @@ from mingpt_prefix.batch import Encoded, PrefixKV, epoch_order
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.datasets import group_references, load_split
 from mingpt_prefix.data.encoding import encode_example
+from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
-from mingpt_prefix.data.tables import TEXT_FORMAT, format_table
+from mingpt_prefix.data.tables import TEXT_FORMAT, format_table, slot_names
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
-from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
-from mingpt_prefix.errors import ConfigError
+from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.evaluation.faults import faults
 from mingpt_prefix.evaluation.table_to_text import Pipeline, one_line
 from mingpt_prefix.metrics.scores import bleu
@@ -39,10 +39,13 @@ class Score:
 
 
 class Task(Protocol):
-    """Examples to train on and to take the dev loss on, and a score of what was learned."""
+    """Examples to train on and to take the dev loss on, and a score of what was learned; `note`
+    says what of the data is in neither, or ""; `slots` are the names of the examples' slots."""
 
+    note: str
     train_set: Sequence[Encoded]
     dev_set: Sequence[Encoded]
+    slots: tuple[str, ...]
 
     def score(self, model: GPT2, prefix: PrefixKV | None) -> Score:
         """How good `model` is at the task, with `prefix`."""
@@ -56,9 +59,7 @@ def load_task(config: TrainConfig, shape: ModelConfig) -> Task:
         ConfigError: when the model's tokenizer is not known.
         DataError: when the data is missing or bad.
     """
-    if shape.tokenizer is None:
-        raise ConfigError(f"{config.model}: which tokenizer the model goes with is not known")
-    tokenizer = load_tokenizer(shape.tokenizer)
+    tokenizer = tokenizer_of(shape)
     if config.mode == "pretrain":
         paths = [Path(name) for name in config.data]
         return TextTask(read_corpus(paths, tokenizer, config.block_size, shape.n_positions))
@@ -93,10 +94,13 @@ class TableTask:
         self.tokenizer, self.placement, self.text_format = tokenizer, placement, text_format
         is_template = text_format.startswith(TEMPLATE_FORMAT)
         columns = Columns(template_fields(text_format) if is_template else (), text_field)
-        dev = load_split(data, "dev", columns)
-        examples = load_split(data, "train", columns)
+        left_out: LeftOut = {}
+        dev = load_split(data, "dev", columns, left_out)
+        examples = load_split(data, "train", columns, left_out)
+        self.note = f"Of the data {told_left_out(left_out)}." if left_out else ""
         if limit:
             examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
+        self.slots = slot_names(e.table for e in examples)
         self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
         self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
         is_known = set(data) <= {"e2e", "sample"} and not is_template
@@ -131,10 +135,10 @@ class TableTask:
 class TextTask:
     """Plain text; scored by bits per byte of the held-out documents."""
 
-    example = ""  # there is no table
+    example, slots = "", ()  # there is no table
 
     def __init__(self, corpus: Corpus) -> None:
-        self.corpus, self.train_set = corpus, corpus.train
+        self.corpus, self.train_set, self.note = corpus, corpus.train, corpus.note
         every = -(-len(corpus.held_out) // _HELD_OUT_WINDOWS)
         self.dev_set = [corpus.held_out[i] for i in range(0, len(corpus.held_out), every)]
 

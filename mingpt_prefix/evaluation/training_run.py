@@ -22,6 +22,8 @@ from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import RunFolder
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.data.templates import text_format_of
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.data.tokenizer_json import tokenizer_json
 from mingpt_prefix.evaluation.tasks import Score, Task
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import EagerStep, TrainStep
@@ -90,7 +92,9 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
     if run is None:
         return
     if not config.is_frozen:
-        save_model(model, run.model_folder)
+        name = model.config.tokenizer
+        text = None if name is None else tokenizer_json(load_tokenizer(name))
+        save_model(model, run.model_folder, tokenizer=text)
         return
     learned, fingerprint = trainer.folded(), model.fingerprint
     same = {

@@ -64,8 +64,12 @@ class LoraAdapter:
         return sorted(self.low_rank.factors)
 
 
-def write_lora_adapter(folder: Path, low_rank: LowRank, info: LoraInfo) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads; equal changes give equal bytes.
+def write_lora_adapter(
+    folder: Path, low_rank: LowRank, info: LoraInfo, base: str | None = None
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads; `base` is its model's name or path.
+
+    Equal changes give equal bytes.
 
     Raises:
         LoraError: when it cannot be written.
@@ -85,7 +89,7 @@ def write_lora_adapter(folder: Path, low_rank: LowRank, info: LoraInfo) -> None:
         "r": info.rank,
         "target_modules": info.targets,
     }
-    write_folder(folder, config, tensors, info, FORMAT)
+    write_folder(folder, config, tensors, info, FORMAT, base)
 
 
 def read_lora_adapter(folder: Path) -> LoraAdapter:

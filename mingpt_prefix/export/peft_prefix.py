@@ -46,8 +46,12 @@ class PrefixAdapter:
     info: PrefixInfo | None
 
 
-def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads; equal prefixes give equal bytes.
+def write_adapter(
+    folder: Path, prefix: PrefixKV, info: PrefixInfo, base: str | None = None
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads; `base` is its model's name or path.
+
+    Equal prefixes give equal bytes.
 
     Raises:
         PrefixError: for an infix, which PEFT does not have, and when it cannot be written.
@@ -66,7 +70,7 @@ def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
         "prefix_projection": False,
         "token_dim": n_head * head_dim,
     }
-    write_folder(folder, config, {_TENSOR: flat}, info, FORMAT)
+    write_folder(folder, config, {_TENSOR: flat}, info, FORMAT, base)
 
 
 def write_past_key_values(path: Path, prefix: PrefixKV, info: PrefixInfo) -> None:

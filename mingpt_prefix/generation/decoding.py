@@ -115,7 +115,8 @@ def generate_scored(
     """
     if batch_size < 1:
         raise ConfigError(f"batch-size must be positive, not {batch_size}")
-    eos = model.config.eos_token_id if eos == "model" else _NO_TOKEN if eos is None else eos
+    eos = model.config.eos_token_id if eos == "model" else eos
+    eos = _NO_TOKEN if eos is None else eos
     prefix = _fitting(model, prefix)
     rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, decoding, seed)
     results = dict.fromkeys(range(len(rows)), [Scored([], 0.0)] * decoding.num_return_sequences)
@@ -218,7 +219,8 @@ def _generate_batch(
     first = None if rows[0].prefix_from is None else [row.prefix_from for row in rows]
     cache_class = getattr(model, "cache_class", KVCache)  # a model may bring one of its own
     cache = cache_class(model, prompts, prefix, prefix_ids, room, first)
-    rules = LogitsProcessor(prompts, decoding, eos, model.config.vocab_size, model.device)
+    size, padding = model.config.vocab_size, model.padding
+    rules = LogitsProcessor(prompts, decoding, eos, size, model.device, padding)
     limits = torch.tensor([row.limit for row in rows], device=model.device)
     if decoding.beams > 1:
         return search_beams(cache, limits, eos, decoding, rules, watch)

@@ -40,7 +40,7 @@ class LogitsProcessor:
 
     No run of n tokens, of the prompt or generated, is repeated (an end token in the prompt counts
     as any other), and the end token does not come before a minimum of others. An `eos` outside the
-    vocabulary is never banned.
+    vocabulary is never banned; the ids of `padding` always are.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class LogitsProcessor:
         eos: int,
         vocab_size: int,
         device: torch.device,
+        padding: range,
     ):
+        self.padding = padding
         self.ngram, self.eos, self.vocab_size = decoding.no_repeat_ngram_size, eos, vocab_size
         self.least = decoding.min_new_tokens if 0 <= eos < vocab_size else 0
         width = max(map(len, prompts))
@@ -61,12 +63,13 @@ class LogitsProcessor:
 
     def __call__(self, scores: Tensor, numbers: Tensor, new: Tensor) -> Tensor:
         """Scores (B, V), with -inf for what may not follow prompt number (B,) and `new` (B, N)."""
-        if not self.ngram and new.shape[1] >= self.least:
+        if not self.ngram and new.shape[1] >= self.least and not self.padding:
             return scores
         # The last column is of no token: the place for what is not to be banned.
         banned = scores.new_zeros(len(scores), self.vocab_size + 1, dtype=torch.bool)
         if new.shape[1] < self.least:
             banned[:, self.eos] = True
+        banned[:, self.padding.start : self.padding.stop] = True
         if self.ngram:
             said = torch.cat([self.prompts[numbers], new], 1)
             banned.scatter_(1, self._repeating(said), True)

@@ -11,10 +11,12 @@ own, and an empty line between items.
 
 import json
 import math
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -88,25 +90,42 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
             numbers.
     """
     # Imported here: nltk takes a second, and not every command scores.
-    from nltk.translate.bleu_score import brevity_penalty, closest_ref_length, modified_precision
+    with _some_home():
+        from nltk.translate.bleu_score import (
+            brevity_penalty,
+            closest_ref_length,
+            modified_precision,
+        )
 
     _check_counts(hypotheses, references)
-    matches, totals = dict.fromkeys(_ORDERS, 0), dict.fromkeys(_ORDERS, 0)
-    nearest = 0
+    matches, lengths, nearest = dict.fromkeys(_ORDERS, 0), [], 0
     for hypothesis, item in zip(hypotheses, references, strict=True):
         tokens, item_tokens = _said(hypothesis), [mteval_tokens(text) for text in item]
+        lengths.append(len(tokens))
         nearest += closest_ref_length(item_tokens, len(tokens))
         for n in _ORDERS:
             matches[n] += modified_precision(item_tokens, tokens, n).numerator
-            # As the official script counts, in NIST too: below 0 for less than n - 1 tokens.
-            totals[n] += len(tokens) - n + 1
     if not matches[1]:
         return 0.0
+    totals = _totals(lengths, matches)
     logs = (
         math.log(max(matches[n], _NO_MATCH) / max(totals[n], _NO_NGRAM)) / len(_ORDERS)
         for n in _ORDERS
     )
     return min(1.0, brevity_penalty(nearest, totals[1]) * math.exp(math.fsum(logs)))
+
+
+@contextmanager
+def _some_home() -> Iterator[None]:
+    """A home folder for nltk's downloader, whose import fails where a user has none."""
+    is_missing = os.path.expanduser("~") == "~"
+    if is_missing:
+        os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        if is_missing:
+            del os.environ["HOME"]
 
 
 def nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -122,21 +141,34 @@ def nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     cut = [[mteval_tokens(text) for text in item] for item in references]
     known = Counter(gram for item in cut for tokens in item for gram in _ngrams(tokens))
     known[()] = sum(len(tokens) for item in cut for tokens in item)
-    gained, total = [0.0] * (_NIST_ORDERS + 1), [0] * (_NIST_ORDERS + 1)
-    length = expected = 0.0
+    orders = range(1, _NIST_ORDERS + 1)
+    gained, matches = dict.fromkeys(orders, 0.0), dict.fromkeys(orders, 0)
+    lengths, expected = [], 0.0
     for text, item in zip(hypotheses, cut, strict=True):
         tokens, most = _said(text), Counter()
         for reference in item:
             most |= Counter(_ngrams(reference))
         for gram, times in (Counter(_ngrams(tokens)) & most).items():
             gained[len(gram)] += times * math.log2(known[gram[:-1]] / known[gram])
-        for n in range(1, _NIST_ORDERS + 1):
-            total[n] += len(tokens) - n + 1
-        length += len(tokens)
+            matches[len(gram)] += times
+        lengths.append(len(tokens))
         expected += sum(map(len, item)) / len(item)
-    ratio = min(1.0, length / expected) if expected else 1.0
+    ratio = min(1.0, sum(lengths) / expected) if expected else 1.0
     penalty = math.exp(_NIST_BETA * math.log(ratio) ** 2)
-    return penalty * math.fsum(g / n for g, n in zip(gained, total, strict=True) if n)
+    totals = _totals(lengths, matches)
+    return penalty * math.fsum(gained[n] / totals[n] for n in orders if totals[n])
+
+
+def _totals(lengths: Sequence[int], matches: Mapping[int, int]) -> dict[int, int]:
+    """How many n-grams hypotheses of so many tokens have, by n.
+
+    The official script counts k - n + 1 in k tokens, also when that is negative. If it thereby
+    counts fewer n-grams than match, such a sentence has none, as in sacrebleu.
+    """
+    official = {n: sum(k - n + 1 for k in lengths) for n in matches}
+    if all(official[n] >= matches[n] for n in matches):
+        return official
+    return {n: sum(max(0, k - n + 1) for k in lengths) for n in matches}
 
 
 def _said(hypothesis: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Prompts that come one at a time, decoded together: a queue, and a thread that empties it.
 
-    batcher = Batcher(model, prefix, eos=tokenizer.eos)
-    job = batcher.submit(Job(ids, decoding, prefix_id=2))
+    batcher = Batcher(model, eos=tokenizer.eos)
+    job = batcher.submit(Job(ids, decoding, prefix))
     job.future.result()                    # as `generate_scored` gives them for this prompt alone
     batcher.close()
 
@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
@@ -45,14 +46,15 @@ class _Abandoned(Exception):
 class Job:
     """A prompt, how it is decoded, and the result, which comes into `future`.
 
-    `prefix_id` and `prefix_from` are as in `generate_scored`. `on_token` is called in the batcher's
-    thread with each token, the end token among them, and its log-probability; by beam search when
-    that is over, with those of the best beam.
+    `prefix` is the one prefix that it sees (None: none), in the model's dtype; `prefix_from` is as
+    in `generate_scored`. `on_token` is called in the batcher's thread with each token, the end
+    token among them, and its log-probability; by beam search when that is over, with those of the
+    best beam.
     """
 
     prompt: list[int]
     decoding: Decoding
-    prefix_id: int = -1
+    prefix: PrefixKV | None = None
     prefix_from: int | None = None
     seed: int = 0
     on_token: OnToken | None = None
@@ -77,7 +79,7 @@ class FunctionJob:
 
 
 class Batcher:
-    """The queue of one model and its packed prefixes (None: none), and the thread that empties it.
+    """The queue of one model, and the thread that empties it.
 
     At most `most_waiting` jobs wait. At most `batch_size` sequences go through the model together,
     a job's beams counted; a job of more goes alone.
@@ -86,18 +88,27 @@ class Batcher:
     def __init__(
         self,
         model: GPT2,
-        prefix: PrefixKV | None,
         eos: int,
         most_waiting: int = 512,
         batch_size: int = 32,
     ) -> None:
-        self.model, self.prefix, self.eos = model, prefix, eos
+        self.model, self.eos = model, eos
         self.most_waiting, self.batch_size = most_waiting, batch_size
         self._waiting: list[Job | FunctionJob] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are still taken and done."""
+        return self._thread.is_alive() and not self._closed
 
     def submit(self, job: Job | FunctionJob) -> Job | FunctionJob:
         """Put `job` at the end of the queue, and give it back.
@@ -171,12 +182,14 @@ class Batcher:
                     jobs[row].on_token(token, share)
 
         in_front = jobs[0].prefix_from is None
+        prefixes = list({id(p): p for job in jobs if (p := job.prefix) is not None}.values())
+        numbers = {id(None): -1, **{id(prefix): n for n, prefix in enumerate(prefixes)}}
         results = generate_scored(
             self.model,
             [job.prompt for job in jobs],
-            self.prefix,
+            PrefixKV.pack(prefixes) if prefixes else None,
             jobs[0].decoding,
-            prefix_ids=[job.prefix_id for job in jobs],
+            prefix_ids=[numbers[id(job.prefix)] for job in jobs],
             prefix_from=None if in_front else [job.prefix_from for job in jobs],
             eos=self.eos,
             seed=[job.seed for job in jobs],
@@ -190,20 +203,30 @@ class Batcher:
 
     def _report_beam(self, job: Job, ids: list[int]) -> None:
         """Report a beam's tokens: one pass of the model gives their log-probabilities."""
-        in_front = job.prefix_from is None and job.prefix_id >= 0
-        rows = int(self.prefix.lengths[job.prefix_id]) if in_front else 0
+        in_front = job.prefix is not None and job.prefix_from is None
+        rows = int(job.prefix.lengths[0]) if in_front else 0
         room = self.model.config.n_positions - rows - len(job.prompt)
         has_ended = len(ids) < min(job.decoding.max_new_tokens, room)
         tokens = [*ids, self.eos] if has_ended else ids
         if not tokens:  # the prompt leaves no room
             return
-        first = None if job.prefix_from is None else [job.prefix_from]
-        sequence = [[*job.prompt, *tokens[:-1]]]
-        with torch.inference_mode():
-            (logits,) = self.model.logits(sequence, self.prefix, [job.prefix_id], first)
-            shares = logits[len(job.prompt) - 1 :].log_softmax(-1)  # (N, V)
+        shares = log_probabilities(self.model, job.prompt, tokens, job.prefix, job.prefix_from)
         for token, own in zip(tokens, shares, strict=True):
             job.on_token(token, float(own[token]))
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: GPT2,
+    prompt: list[int],
+    tokens: list[int],
+    prefix: PrefixKV | None,
+    prefix_from: int | None,
+) -> Tensor:
+    """(N, V): the log-probabilities of all tokens as each of N `tokens` came behind the prompt."""
+    first = None if prefix_from is None else [prefix_from]
+    (logits,) = model.logits([[*prompt, *tokens[:-1]]], prefix, None, first)
+    return logits[len(prompt) - 1 :].log_softmax(-1)
 
 
 def _together(waiting: list[Job | FunctionJob], most: int) -> list[Job] | list[FunctionJob]:

@@ -6,16 +6,21 @@ Several requests are answered at a time, in one event loop; each model has a thr
 
 import asyncio
 import codecs
+import functools
 import json
 import math
+import random
 from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from mingpt_prefix.batch import PrefixKV
+from mingpt_prefix.data.datasets import load_examples
 from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields
+from mingpt_prefix.evaluation.faults import slots_said
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import one_line
 from mingpt_prefix.evaluation.tasks import EXAMPLE
@@ -23,29 +28,40 @@ from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
 from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, QueueFull, Stopped
 from mingpt_prefix.serve.models import ServedModel
-from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_query
+from mingpt_prefix.serve.monitoring import Meters
+from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_fields, read_query
 
-_FAILED = "the server failed at this request"
+FAILED = "the server failed at this request"
+
+
+class Told(NamedTuple):
+    """A token of a stream: its id, its text (whole characters), its log-probability."""
+
+    token: int
+    text: str
+    share: float
+    is_end: bool
 
 
 class Service:
-    """The queues of all models, and what answers by them. `close` ends their threads."""
+    """The queues of all models, and what answers by them. `close` ends their threads.
+
+    `watched` are prefixes on the first one's model, and may be set anew while it runs.
+    """
 
     def __init__(self, models: Sequence[ServedModel], config: SampleConfig, limits: Limits) -> None:
-        self.models, self.limits = models, limits
+        self.opened, self.limits, self.meters = list(models), limits, Meters()
+        self.watched: list[ServedModel] = []
         self.defaults, self.seed = config.decoding, config.seed
         self.batchers: dict[int, Batcher] = {}
-        self.prefix_ids: dict[str, int] = {}
-        for model in {id(v.pipeline.model): v.pipeline.model for v in models}.values():
-            own = [v for v in models if v.pipeline.model is model]
-            with_prefix = [v for v in own if v.pipeline.prefix is not None]
-            self.prefix_ids |= {v.name: number for number, v in enumerate(with_prefix)}
-            prefix = None
-            if with_prefix:
-                prefix = PrefixKV.pack([v.pipeline.prefix for v in with_prefix])
-                prefix = prefix.to(model.device, model.wte.weight.dtype)
-            eos = own[0].pipeline.tokenizer.eos
-            self.batchers[id(model)] = Batcher(model, prefix, eos, limits.waiting)
+        for pipeline in {id(v.pipeline.model): v.pipeline for v in models}.values():
+            batcher = Batcher(pipeline.model, pipeline.tokenizer.eos, limits.waiting)
+            self.batchers[id(pipeline.model)] = batcher
+        self.meters.waiting.set_function(lambda: sum(b.waiting for b in self.batchers.values()))
+
+    @property
+    def models(self) -> list[ServedModel]:
+        return [*self.opened, *self.watched]
 
     def close(self) -> None:
         for batcher in self.batchers.values():
@@ -66,24 +82,38 @@ class Service:
         }
         return line({"voices": models, "defaults": defaults, "most_new_tokens": most})
 
+    async def health(self, _request: Request) -> Response:
+        """Whether requests are taken."""
+        is_well = all(batcher.is_alive for batcher in self.batchers.values())
+        return line({"status": "ok" if is_well else "failing"}, 200 if is_well else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        """All that is counted, as Prometheus reads it."""
+        text = generate_latest(self.meters.registry)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def test_table(self, _request: Request) -> Response:
+        """A table of the sample's test set, drawn at random."""
+        return line({"slots": random.choice(_test_tables())})
+
     async def generate(self, request: Request) -> Response:
         """Sentences for a table; as a stream, a line for each token and then one for the whole."""
-        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        deadline = self.deadline()
         query = await self._read(request)
         if query.tokens:
             raise Refusal(400, "tokens are for /attention")
         if query.stream:
-            told: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
-            job = self._submit(query.served, self._job(query, told))
-            lines = self._lines(query, job, told, deadline)
+            lines = self._lines(query, self.stream(query, deadline))
             return StreamingResponse(lines, media_type="application/x-ndjson")
-        job = self._submit(query.served, self._job(query))
-        return line(_answer(query, await self._result(job, request, deadline)))
+        job = self.submit(query.served, self.job(query))
+        found = await self.result(job, request, deadline)
+        self.count(query, found)
+        return line(_answer(query, found))
 
     async def attention(self, request: Request) -> Response:
         """(L, N): of N new tokens the share of attention that the prefix got as each was chosen,
         the mean over a layer's heads."""
-        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        deadline = self.deadline()
         query = await self._read(request)
         pipeline, first = query.served.pipeline, len(query.prompt) - 1
         if pipeline.prefix is None or not query.tokens:
@@ -91,18 +121,26 @@ class Service:
 
         def shares() -> list[list[float]]:
             # What chose a token is the query of the one before it.
-            ids, infix = (
-                [*query.prompt, *query.tokens[:-1]],
-                first if query.served.pipeline.is_infix else None,
-            )
-            found = prefix_shares(pipeline.model, ids, pipeline.prefix, prefix_from=infix)
+            ids = [*query.prompt, *query.tokens[:-1]]
+            found = prefix_shares(pipeline.model, ids, pipeline.prefix, 0, query.prefix_from)
             return found[:, :, first:].mean(1).tolist()
 
-        job = self._submit(query.served, FunctionJob(shares))
-        layers = await self._result(job, request, deadline)
+        job = self.submit(query.served, FunctionJob(shares))
+        layers = await self.result(job, request, deadline)
         return line({"by": query.served.name, "layers": layers})
 
     async def _read(self, request: Request) -> Query:
+        fields = await self.fields(request)
+        query = read_query(fields, self.models, self.defaults, self.seed, self.limits)
+        request.state.model = query.served.name
+        return query
+
+    def deadline(self) -> float:
+        """By when a request that comes now is to be answered, in the event loop's time."""
+        return asyncio.get_running_loop().time() + self.limits.seconds
+
+    async def fields(self, request: Request) -> dict:
+        """The JSON object in a request's body."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal(415, "the body must be of content-type application/json")
@@ -115,9 +153,9 @@ class Service:
                         raise Refusal(413, f"the body has more than {most:,} bytes")
         except TimeoutError:
             raise Refusal(408, "the body did not arrive in time") from None
-        return read_query(bytes(body), self.models, self.defaults, self.seed, self.limits)
+        return read_fields(bytes(body))
 
-    def _job(self, query: Query, told: asyncio.Queue | None = None) -> Job:
+    def job(self, query: Query, told: asyncio.Queue | None = None) -> Job:
         loop = asyncio.get_running_loop()
 
         def on_token(token: int, share: float) -> None:
@@ -126,13 +164,13 @@ class Service:
         return Job(
             query.prompt,
             query.decoding,
-            self.prefix_ids.get(query.served.name, -1),
-            len(query.prompt) - 1 if query.served.pipeline.is_infix else None,
+            query.served.pipeline.prefix,
+            query.prefix_from,
             query.seed,
             None if told is None else on_token,
         )
 
-    def _submit(self, served: ServedModel, job: Job | FunctionJob) -> Job | FunctionJob:
+    def submit(self, served: ServedModel, job: Job | FunctionJob) -> Job | FunctionJob:
         try:
             return self.batchers[id(served.pipeline.model)].submit(job)
         except QueueFull:
@@ -140,14 +178,16 @@ class Service:
         except Stopped:
             raise Refusal(503, "the server is stopping") from None
 
-    async def _result(self, job: Job | FunctionJob, request: Request, deadline: float) -> object:
+    async def result(self, job: Job | FunctionJob, request: Request, deadline: float) -> object:
         """The job's result, unless time is up or the client goes away before."""
         answer, gone = asyncio.wrap_future(job.future), asyncio.ensure_future(_gone(request))
         left = deadline - asyncio.get_running_loop().time()
         try:
             await asyncio.wait({answer, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not answer.done():
+                raise Refusal(499, "the client went away")
             if not answer.done():
-                raise Refusal(503, "not done in time")  # a client that is gone does not read it
+                raise Refusal(503, "not done in time")
             return answer.result()
         except Stopped:
             raise Refusal(503, "the server is stopping") from None
@@ -156,31 +196,62 @@ class Service:
             answer.cancel()
             job.abandon()
 
-    async def _lines(
+    def stream(self, query: Query, deadline: float) -> AsyncIterator[Told | list[Scored]]:
+        """Each token as it is chosen, and last what the whole job gave.
+
+        The job is in the queue at once, and is given up where nobody goes on iterating. Raises
+        Refusal, as `submit`; later when it is not done in time, or the server stops.
+        """
+        told: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
+        return self._told(query, self.submit(query.served, self.job(query, told)), told, deadline)
+
+    async def _told(
         self, query: Query, job: Job, told: asyncio.Queue, deadline: float
-    ) -> AsyncIterator[bytes]:
-        """A line for each token as it comes, and the answer as the last; or what went wrong."""
+    ) -> AsyncIterator[Told | list[Scored]]:
         answer = asyncio.wrap_future(job.future)
         answer.add_done_callback(lambda _: told.put_nowait(None))
-        tokenizer, pieces = query.served.pipeline.tokenizer, codecs.getincrementaldecoder("utf-8")
-        decoder, loop = pieces(errors="replace"), asyncio.get_running_loop()
+        tokenizer, loop = query.served.pipeline.tokenizer, asyncio.get_running_loop()
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         try:
             while (item := await asyncio.wait_for(told.get(), deadline - loop.time())) is not None:
                 token, share = item
                 is_end = token == tokenizer.eos
                 piece = b"" if is_end else tokenizer.encoding.decode_single_token_bytes(token)
-                said = {"token": token, "text": decoder.decode(piece, is_end)}
-                yield _as_line({**said, "probability": math.exp(share), "end": is_end})
-            yield _as_line(_answer(query, answer.result()))
+                yield Told(token, decoder.decode(piece, is_end), share, is_end)
+            self.count(query, answer.result())
+            yield answer.result()
         except TimeoutError:
-            yield _as_line({"error": "not done in time"})
+            raise Refusal(503, "not done in time") from None
         except Stopped:
-            yield _as_line({"error": "the server is stopping"})
-        except Exception:
-            yield _as_line({"error": _FAILED})
+            raise Refusal(503, "the server is stopping") from None
         finally:
             answer.cancel()
             job.abandon()
+
+    async def _lines(
+        self, query: Query, told: AsyncIterator[Told | list[Scored]]
+    ) -> AsyncIterator[bytes]:
+        """A line for each token as it comes, and the answer as the last; or what went wrong."""
+        try:
+            async for item in told:
+                if isinstance(item, Told):
+                    said = {"token": item.token, "text": item.text}
+                    chance = {"probability": math.exp(item.share), "end": item.is_end}
+                    yield _as_line({**said, **chance})
+                else:
+                    yield _as_line(_answer(query, item))
+        except Refusal as error:
+            yield _as_line({"error": str(error)})
+        except Exception:
+            yield _as_line({"error": FAILED})
+        finally:
+            await told.aclose()
+
+    def count(self, query: Query, found: list[Scored]) -> None:
+        """Count the tokens of an answer."""
+        tokens = self.meters.tokens
+        tokens.labels(query.served.name, "prompt").inc(len(query.prompt))
+        tokens.labels(query.served.name, "new").inc(sum(len(s.ids) for s in found))
 
 
 def line(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -190,12 +261,15 @@ def line(content: dict, status: int = 200, headers: dict[str, str] | None = None
 
 
 def _as_line(content: dict) -> bytes:
-    return json.dumps(content, allow_nan=False).encode() + b"\n"
+    return json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
 def _answer(query: Query, found: list[Scored]) -> dict:
     decode = query.served.pipeline.tokenizer.decode
     sentences = [{"text": one_line(decode(s.ids)), "score": s.score} for s in found]
+    if query.said:
+        for sentence in sentences:
+            sentence["said"] = slots_said(query.table.slots, sentence["text"])
     return {"by": query.served.name, "sentences": sentences}
 
 
@@ -203,6 +277,12 @@ async def _gone(request: Request) -> None:
     """Returns when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+@functools.cache
+def _test_tables() -> list[list[list[str]]]:
+    tables = dict.fromkeys(example.table for example in load_examples("sample", "test"))
+    return [[list(slot) for slot in table.slots] for table in tables]
 
 
 def _slots(served: ServedModel) -> list[list[str]]:

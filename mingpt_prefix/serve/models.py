@@ -75,8 +75,25 @@ def open_models(config: SampleConfig) -> list[ServedModel]:
     for kind, found in kinds:
         for name, pipeline in found:
             taken = {FROZEN, *(served.name for served in models)} if kind != FROZEN else ()
-            models.append(ServedModel(_free_name(name, taken), kind, pipeline))
+            models.append(_served(_free_name(name, taken), kind, pipeline))
     return models
+
+
+def prefix_beside(file: Path, first: Pipeline, taken: set[str]) -> ServedModel:
+    """The prefix of a file on the first one's model; its name is none of those taken.
+
+    Raises:
+        PrefixError: as `read_fitting`.
+    """
+    pipeline = _prefix_beside(file, first)
+    return _served(_free_name(_file_name(file), taken), "prefix", pipeline)
+
+
+def _served(name: str, kind: Kind, pipeline: Pipeline) -> ServedModel:
+    if (prefix := pipeline.prefix) is not None:
+        model = pipeline.model
+        pipeline = replace(pipeline, prefix=prefix.to(model.device, model.wte.weight.dtype))
+    return ServedModel(name, kind, pipeline)
 
 
 def _first_name(config: SampleConfig) -> str:

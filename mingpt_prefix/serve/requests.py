@@ -1,12 +1,13 @@
 """What a client may ask of the server: JSON, checked to the last field before it is queued.
 
     body = b'{"table": {"name": "The Mill"}, "prefix": "prefix-tiny-1"}'
-    query = read_query(body, models, defaults, seed, limits)
+    query = read_query(read_fields(body), models, defaults, seed, limits)
 
 `table` is an object, triples, or text as `name[The Mill]`; `prefix` names a prefix, null the frozen
 model, `model` a fine-tuned one in their place; without either it is the first model. The other
-fields are those of `Decoding`, `seed`, and `stream`; `tokens` are those asked about. What is wrong
-is a `Refusal`, with the status it is answered by.
+fields are those of `Decoding`, `seed`, `stream`, and `said` (whether to tell the slots that a
+sentence says); `tokens` are those asked about. What is wrong is a `Refusal`, with the status it is
+answered by.
 """
 
 import dataclasses
@@ -16,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mingpt_prefix.config import MAX_SEED, Decoding, flag_name
-from mingpt_prefix.data.tables import parse_table, table_from_json
+from mingpt_prefix.data.readers import table_from_line
+from mingpt_prefix.data.tables import Table, table_from_json
 from mingpt_prefix.errors import ConfigError, TableError, printable
 from mingpt_prefix.serve.models import ServedModel
 
 _RULES = {field.name: field.type for field in dataclasses.fields(Decoding)}
-_OTHERS = ("table", "prefix", "model", "seed", "stream", "tokens")
+_OTHERS = ("table", "prefix", "model", "seed", "stream", "said", "tokens")
 
 
 class Refusal(Exception):
@@ -54,31 +56,48 @@ class Query:
     """
 
     served: ServedModel
+    table: Table
     prompt: list[int]
     decoding: Decoding
     seed: int
     stream: bool
+    said: bool
     tokens: list[int]
 
+    @property
+    def prefix_from(self) -> int | None:
+        """The first token of the prompt that sees an infix: the last one; else None."""
+        return len(self.prompt) - 1 if self.served.pipeline.is_infix else None
 
-def read_query(
-    body: bytes, models: Sequence[ServedModel], defaults: Decoding, seed: int, limits: Limits
-) -> Query:
-    """The request in `body`; `defaults` and `seed` are for what it does not say.
+    def has_ended(self, ids: Sequence[int]) -> bool:
+        """Whether new `ids` ended by an end token (it is not among them), not by the limit."""
+        room = self.served.pipeline.room - len(self.prompt)
+        return len(ids) < min(self.decoding.max_new_tokens, room)
 
-    Raises:
-        Refusal: naming what is wrong with it.
-    """
+
+def read_fields(body: bytes) -> dict:
+    """The JSON object in `body`; raises Refusal for anything else."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         raise Refusal(400, "the body is not valid JSON") from None
     if not isinstance(fields, dict):
         raise Refusal(400, "the body must be a JSON object")
+    return fields
+
+
+def read_query(
+    fields: dict, models: Sequence[ServedModel], defaults: Decoding, seed: int, limits: Limits
+) -> Query:
+    """The request of these fields; `defaults` and `seed` are for what it does not say.
+
+    Raises:
+        Refusal: naming what is wrong with it.
+    """
     if unknown := fields.keys() - {*_RULES, *_OTHERS}:
         raise Refusal(400, f"unknown field '{printable(min(unknown))}'")
     served = _choose(fields, models)
-    seed, stream = fields.get("seed", seed), fields.get("stream", False)
+    seed = fields.get("seed", seed)
     if any(fields.get(name) is not None for name in ("temperature", "top_k", "top_p")):
         fields = {"beams": 1, **fields}
     elif type(count := fields.get("num_return_sequences")) is int and not defaults.samples:
@@ -86,13 +105,17 @@ def read_query(
     decoding = _decoding(fields, defaults, limits)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise Refusal(400, f"seed must be a whole number from 0 to {MAX_SEED}")
-    if not isinstance(stream, bool):
-        raise Refusal(400, "stream must be true or false")
-    if stream and decoding.num_return_sequences > 1:
+    flags = {name: fields.get(name, False) for name in ("stream", "said")}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise Refusal(400, f"{name} must be true or false")
+    if flags["stream"] and decoding.num_return_sequences > 1:
         raise Refusal(400, "a stream is of one sentence")
-    prompt = _prompt(fields, served)
+    table, prompt = _prompt(fields, served)
+    if flags["said"] and table.is_triples:
+        raise Refusal(400, "said is for tables of slots, not for triples")
     tokens = _tokens(fields, served, served.pipeline.room - len(prompt))
-    return Query(served, prompt, decoding, seed, stream, tokens)
+    return Query(served, table, prompt, decoding, seed, **flags, tokens=tokens)
 
 
 def _choose(fields: dict, models: Sequence[ServedModel]) -> ServedModel:
@@ -139,20 +162,20 @@ def _decoding(fields: dict, defaults: Decoding, limits: Limits) -> Decoding:
     return decoding
 
 
-def _prompt(fields: dict, served: ServedModel) -> list[int]:
+def _prompt(fields: dict, served: ServedModel) -> tuple[Table, list[int]]:
     if "table" not in fields:
         raise Refusal(400, "a table is missing")
     table = fields["table"]
     try:
-        table = parse_table(table) if isinstance(table, str) else table_from_json(table)
-        return served.pipeline.prompt(table)
+        table = table_from_line(table) if isinstance(table, str) else table_from_json(table)
+        return table, served.pipeline.prompt(table)
     except TableError as error:
         raise Refusal(400, f"table: {error}") from None
 
 
 def _tokens(fields: dict, served: ServedModel, room: int) -> list[int]:
     tokens = fields.get("tokens", [])
-    size = served.pipeline.model.config.vocab_size
+    size = served.pipeline.model.config.n_tokens
     if not isinstance(tokens, list) or len(tokens) > room:
         raise Refusal(400, f"tokens must be a list of at most {room} here")
     if not all(type(token) is int and 0 <= token < size for token in tokens):

@@ -6,20 +6,26 @@
                      -> {"by": "prefix-tiny-1", "sentences": [{"text": "...", "score": -4.2}]}
                      with "stream": true a line for each token as it comes, then that line
     POST /attention  the same with "tokens": how much of their attention went to the prefix
+    POST /v1/completions, GET /v1/models   as OpenAI's clients know them, see completions.py
+    GET  /health, /metrics                 for what watches the server
 
-Every answer but the page is JSON on one line; what is refused has a status of 4xx or 503 and
-{"error": "..."}. Importing this module raises ConfigError where the extra `serve` is not installed.
+Answers are JSON on one line, but for the page, streams and metrics; what is refused has a status of
+4xx or 503 and {"error": "..."}. Importing this module raises ConfigError where the extra `serve` is
+not installed.
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
+import logging
 import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,17 +38,23 @@ try:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, Response
     from starlette.routing import Route
 
-    from mingpt_prefix.serve.endpoints import Service, line
+    from mingpt_prefix.serve.completions import Completions, error_of
+    from mingpt_prefix.serve.endpoints import FAILED, Service, line
+    from mingpt_prefix.serve.monitoring import Monitored, log
+    from mingpt_prefix.serve.watching import WatchedFolder
 except ImportError:
-    needed = "--serve needs starlette and uvicorn: pip install 'mingpt-prefix[serve]'"
+    needed = "--serve needs starlette, uvicorn and prometheus-client: pip install -e '.[serve]'"
     raise ConfigError(needed) from None
 
 PAGE = Path(__file__).with_name("page.html")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOK_EVERY = 1.0  # seconds between two looks into a watched folder
 _GRACE = 10  # seconds that answers which were begun may take after the server was told to stop
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -59,6 +71,7 @@ def serve(config: SampleConfig) -> int:
         models = open_models(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         where = f"http://{host}:{listening.getsockname()[1]}/"
+        _log_to_stderr()
         server = _Server(
             uvicorn.Config(
                 make_app(models, config),
@@ -71,9 +84,12 @@ def serve(config: SampleConfig) -> int:
             )
         )
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
-        before = {n: signal.signal(n, _ignore) for n in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()  # it alone has signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        before = {number: signal.signal(number, _ignore) for number in numbers}
         print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
-        names = ", ".join(served.name for served in models)
+        served = server.config.app.state.service.models
+        names = ", ".join(model.name for model in served)
         print(f"Serving {names} at {where} until Ctrl-C.", file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listening])
@@ -96,6 +112,13 @@ class _Server(uvicorn.Server):
         closing.cancel()
 
 
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
 def _ignore(_number: int, _frame: object) -> None:
     pass
 
@@ -114,8 +137,16 @@ def _listen(host: str, port: int) -> socket.socket:
 def make_app(
     models: Sequence[ServedModel], config: SampleConfig, limits: Limits | None = None
 ) -> Starlette:
-    """The application that answers by these models; its threads end when it is shut down."""
+    """The application that answers by these models; its threads end when it is shut down.
+
+    Raises:
+        ConfigError: if the folder to watch is none.
+    """
+    watched = config.watch and WatchedFolder(config.watch, models, log.info)
     service = Service(models, config, limits or Limits())
+    completions = Completions(service)
+    if watched:
+        service.watched = watched.scan()
     # A page elsewhere could point a name of its own at this machine: let none but ours pass.
     hosts = {*LOOPBACK} if config.host in LOOPBACK else None
 
@@ -124,11 +155,24 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        looking = asyncio.create_task(keep_watching()) if watched else None
         yield
+        if looking:
+            looking.cancel()
         await asyncio.to_thread(service.close)
 
-    async def refused(_request: Request, error: HTTPException) -> Response:
-        return line({"error": error.detail}, error.status_code, error.headers)
+    async def keep_watching() -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            service.watched = await asyncio.to_thread(watched.scan)
+
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return _refusal(request, error.status_code, error.detail, error.headers)
+
+    middleware = [Middleware(Monitored, meters=service.meters)]
+    if config.cors:
+        allowed = {"allow_origins": config.cors, "allow_methods": ["GET", "POST"]}
+        middleware.append(Middleware(CORSMiddleware, **allowed, allow_headers=["*"]))
 
     app = Starlette(
         routes=[
@@ -136,7 +180,14 @@ def make_app(
             route("/about", service.about, "GET"),
             route("/generate", service.generate, "POST"),
             route("/attention", service.attention, "POST"),
+            route("/test-table", service.test_table, "GET"),
+            route("/v1/completions", completions.completions, "POST"),
+            route("/v1/models", completions.models, "GET"),
+            route("/v1/models/{name:path}", completions.model, "GET"),
+            route("/health", service.health, "GET"),
+            route("/metrics", service.metrics, "GET"),
         ],
+        middleware=middleware,
         exception_handlers={HTTPException: refused},
         lifespan=lifespan,
     )
@@ -147,21 +198,29 @@ def make_app(
 def _guarded(endpoint: Endpoint, hosts: set[str] | None) -> Endpoint:
     """`endpoint` for requests to `hosts` (None: any), with what goes wrong as an answer."""
 
+    @functools.wraps(endpoint)
     async def answer(request: Request) -> Response:
         try:
             if hosts is not None and _host(request) not in hosts:
                 raise Refusal(403, "the server answers to this machine's own names alone")
             return await endpoint(request)
         except Refusal as error:
-            return line({"error": str(error)}, error.status)
+            return _refusal(request, error.status, str(error))
         except ClientDisconnect:
-            return line({"error": "the client went away"}, 400)
+            return _refusal(request, 499, "the client went away")
         except Exception as error:
             what = printable(f"{type(error).__name__}: {error}", 300)
             print(f"sample.py: {request.url.path}: {what}", file=sys.stderr, flush=True)
-            return line({"error": "the server failed at this request"}, 500)
+            return _refusal(request, 500, FAILED)
 
     return answer
+
+
+def _refusal(
+    request: Request, status: int, why: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    is_openai = request.url.path.startswith("/v1/")
+    return line(error_of(status, why) if is_openai else {"error": why}, status, headers)
 
 
 def _host(request: Request) -> str | None:
