@@ -1,1 +1,1 @@
-"""The web page and the HTTP endpoint of `sample.py --serve`."""
+"""The web page and the HTTP endpoints of `sample.py --serve`."""
