@@ -95,7 +95,7 @@ def test_what_is_loaded(pipeline: Pipeline, small_model: Path, tmp_path: Path, m
     text = (Path("run") / "run.json").read_text().replace('"result": null', '"result": {}')
     (Path("run") / "run.json").write_text(text)
     assert "the prefix of run on" in repr(load_pipeline("run", str(kept / "base"), "cpu"))
-    with pytest.raises(CheckpointError, match="no such file; a run's folder has one"):
+    with pytest.raises(CheckpointError, match="this is a model's folder"):
         load_pipeline(small_model)
     with pytest.raises(PrefixError, match="no such file"):
         load_pipeline("nothing.safetensors")
