@@ -308,7 +308,7 @@ BAD_FLAGS = {
     "and only one": ("--prompt", "a", "--table", TABLE),
     "excludes --run, --prefix and": ("--prompt", "a", "--prefix", "x"),
     "--prefix and --lora": ("--prompt", "a", "--lora", "x"),
-    "--bank goes without --serve": ("--serve",),
+    "unknown arguments: --bank prefixes": ("--serve",),
     "No such file": ("--prompts", "nowhere"),
     "unknown model 'nowhere'": ("--prompt", "a", "--model", "nowhere"),
 }

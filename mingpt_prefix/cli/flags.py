@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import docstring_parser
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from mingpt_prefix.config import flag_name
 from mingpt_prefix.errors import printable
@@ -70,6 +70,8 @@ class Flag:
     @property
     def option(self) -> str:
         """As it is written on the command line."""
+        if Positional in getattr(self.kind, "__metadata__", ()):
+            return self.name.upper()
         return f"--{flag_name(self.name.rstrip('_'))}"
 
 
@@ -92,7 +94,7 @@ def groups_of(kind: type, names: Sequence[str] = ()) -> Iterator[tuple[str, list
         flags = [
             Flag(
                 name, hints[name], values[name], " ".join(said.get(name, "").split()),
-                words.get(name) or in_words(values[name]),
+                words.get(name, in_words(values[name])),
             )
             for name in own
         ]  # fmt: skip
@@ -144,5 +146,5 @@ def unknown(given: Sequence[str], kind: type, groups: Sequence[str]) -> str:
         name = text.partition("=")[0].replace("_", "-")
         near = difflib.get_close_matches(name, [*known, *foreign], n=1, cutoff=0.7)
         meant += [foreign.get(each, each) for each in near]
-    what = f"unknown: {printable(' '.join(given), 100)}"
+    what = f"unknown arguments: {printable(' '.join(given), 100)}"
     return f"{what}; did you mean {' and '.join(dict.fromkeys(meant))}?" if meant else what

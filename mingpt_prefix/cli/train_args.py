@@ -157,6 +157,7 @@ class TrainArgs(DataFlags, PrefixFlags, LoraFlags, OptimisationFlags, MachineFla
 
     DEFAULTS: ClassVar[Mapping[str, str]] = {
         **_by_recipe(),
+        "no_reparam": "",
         "mode": "prefix",
         "model": "gpt2 if there is a GPU and its weights are at hand, else tiny",
         "data": "e2e, or sample for tiny",
