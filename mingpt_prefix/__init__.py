@@ -13,6 +13,7 @@ A name is imported from its module when it is first used, so that importing the 
 
 from importlib import import_module
 
+__version__ = "0.1.0"
 _MODULES = {
     "CheckpointError": "errors",
     "ConfigError": "errors",

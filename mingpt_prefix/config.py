@@ -15,6 +15,7 @@ Optimizer = Literal["adamw", "muon"]
 Placement = Literal["prefix", "infix"]
 Depth = Literal["all", "embedding"]
 Init = Literal["noise", "examples"]
+Split = Literal["train", "dev", "test", "test-known"]
 # The weights of a block that LoRA may change, by their names in it.
 Target = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)

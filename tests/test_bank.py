@@ -313,7 +313,7 @@ BAD_FLAGS = {
     "and only one": ("--prompt", "a", "--table", TABLE),
     "excludes --run, --prefix and": ("--prompt", "a", "--prefix", "x"),
     "--prefix and --lora": ("--prompt", "a", "--lora", "x"),
-    "--bank goes without --serve": ("--serve",),
+    "unknown arguments: --bank prefixes": ("--serve",),
     "No such file": ("--prompts", "nowhere"),
     "unknown model 'nowhere'": ("--prompt", "a", "--model", "nowhere"),
 }
@@ -370,7 +370,7 @@ def test_bad_training_is_one_line_and_exit_code_2(folder, capsys, flags, said) -
 
 
 def test_the_command_shows_a_bank_and_refuses_a_bad_name(folder: Path, taught: Path) -> None:
-    command = [sys.executable, "-m", "mingpt_prefix.bank", "prefixes"]
+    command = [sys.executable, "-m", "mingpt_prefix", "bank", "prefixes"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -477,6 +477,15 @@ def test_bad_flags(flags: list[str], what: str, tmp_path: Path, monkeypatch, cap
 
 
 def test_the_command_as_a_process(file: Path) -> None:
-    command = [sys.executable, "-m", "mingpt_prefix.export", "--to", "peft", str(file), str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "mingpt_prefix",
+        "export",
+        "--to",
+        "peft",
+        str(file),
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout

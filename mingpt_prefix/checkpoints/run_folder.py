@@ -150,11 +150,16 @@ def read_run(folder: Path) -> dict:
         CheckpointError: naming the folder, when there is none, or it is damaged.
     """
     path = Path(folder) / RUN_FILE
+    if not path.is_file() and (other := instead_of("run", Path(folder))):
+        raise CheckpointError(f"{shown(folder)}: {other}")
+    return read_run_file(path)
+
+
+def read_run_file(path: Path) -> dict:
+    """The same from a run.json, which may lie elsewhere."""
     name = shown(path)
     try:
         if not path.is_file():
-            if other := instead_of("run", Path(folder)):
-                raise CheckpointError(f"{shown(folder)}: {other}")
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
         with path.open("rb") as file:
             data = file.read(_RUN_FILE_LIMIT + 1)
@@ -197,7 +202,9 @@ def kept_by(folder: Path) -> Kept:
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
-        resume = f"python train.py --resume {shlex.quote(shown(folder))}"
+        from mingpt_prefix.cli.terminal import command  # here, for it brings tyro
+
+        resume = f"{command('train')} --resume {shlex.quote(shown(folder))}"
         raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")

@@ -14,7 +14,7 @@ from rich.table import Column
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import drop_output, is_terminal, quote, say
+from mingpt_prefix.cli.terminal import command, complain, drop_output, is_terminal, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -136,12 +136,12 @@ class _Meter:
 def warn_of_changes(changed: Sequence[str]) -> None:
     """On stderr: what of the machine is not as it was when a resumed run was saved."""
     what = f"since it was saved this has changed: {'; '.join(changed)}"
-    print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
+    complain(f"{what}. The result may differ in its bytes.")
 
 
 def resume_command(run: RunFolder) -> str:
     """The command that goes on with a run, to be pasted into a shell."""
-    return f"python train.py --resume {shlex.quote(str(run.path))}"
+    return f"{command('train')} --resume {shlex.quote(str(run.path))}"
 
 
 def rise(log: Sequence[dict]) -> str:
@@ -183,4 +183,4 @@ def say_result(
         is_folder = config.is_frozen and not trainer.model.name
         base = f" --model {shlex.quote(config.model)}" if is_folder else ""
         path = shlex.quote(str(run.path))
-        say(f"Next: python sample.py --run {path}{base} --table {quote(example)}")
+        say(f"Next: {command('sample')} --run {path}{base} --table {quote(example)}")

@@ -1,16 +1,8 @@
-"""Train a prefix, LoRA or all weights of a GPT-2 on tables; or pretrain one on plain text.
-
-python train.py --mode prefix
-python train.py --mode prefix+lora
-python train.py --mode finetune --model gpt2 --data e2e
-python train.py --mode pretrain --model gpt2 --data english.txt.xz
-python train.py --resume runs/prefix-tiny-1
-torchrun --nproc-per-node 2 train.py --mode finetune
-"""
+"""A training run: what it makes of its flags, the loop, and what it leaves behind."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +23,12 @@ from mingpt_prefix.cli.progress import (
     training_bar,
     warn_of_changes,
 )
-from mingpt_prefix.cli.settings import resolve, resume
+from mingpt_prefix.cli.settings import repeat, resolve, resume
 from mingpt_prefix.cli.tensorboard import open_board, wants_board
-from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
+from mingpt_prefix.errors import AdapterError, CheckpointError, ConfigError, WeightsError
 from mingpt_prefix.evaluation.tasks import Task, load_task
 from mingpt_prefix.evaluation.training_run import make_trainer, origin, save_trained, score_kept
 from mingpt_prefix.trainer import Trainer
@@ -123,7 +115,10 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
 
 
 def run_training(args: TrainArgs, world: World) -> int:
-    config, why = resume(args) if args.resume else resolve(args)
+    if args.resume and args.config:
+        raise ConfigError("--config and --resume exclude each other")
+    choose = resume if args.resume else repeat if args.config else resolve
+    config, why = choose(args)
     has_board = wants_board(args)
     say(why)
     if config.device == "cpu":
@@ -153,12 +148,7 @@ def run_training(args: TrainArgs, world: World) -> int:
     return 128 + number if number else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The whole run; returns the exit code."""
-
-    def run() -> int:
-        args = parse(TrainArgs, argv, "train.py", __doc__)
-        with join(args.device, args.shard) as world:
-            return run_training(args, world)
-
-    return run_script("train.py", run)
+def start(args: TrainArgs) -> int:
+    """The whole run, by its flags; returns the exit code."""
+    with join(args.device, args.shard) as world:
+        return run_training(args, world)

@@ -1,16 +1,13 @@
 """Prefixes and LoRA out to other libraries, and in from PEFT.
-
-python -m mingpt_prefix.export --to peft runs/prefix-gpt2-1 adapter
-python -m mingpt_prefix.export --to past-key-values runs/prefix-gpt2-1 past.safetensors
-python -m mingpt_prefix.export --from peft adapter mine.safetensors --model gpt2
+    mingpt-prefix export --to peft runs/prefix-gpt2-1 adapter
+    mingpt-prefix export --to past-key-values runs/prefix-gpt2-1 past.safetensors
+    mingpt-prefix export --from peft adapter mine.safetensors --model gpt2
 
 --to takes a run's folder, a prefix file or a LoRA file; --model names the base of a file that was
-made for a model's folder, so that PEFT finds it. What --from writes is a prefix file, by
-which sample.py --prefix writes and from which train.py --init-prefix trains on, or a LoRA file, by
-which sample.py --lora writes.
+made for a model's folder, so that PEFT finds it. --from writes a prefix file (for `sample --prefix`
+and `train --init-prefix`), or a LoRA file (for `sample --lora`).
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +65,7 @@ class Args:
     """the model it was trained on; --from needs it unless the adapter names one of OpenAI's, and
     --to peft for a file that was made for a model's folder"""
     input_template: str | None = None
-    """with --from: how tables are spelled for it, as train.py has it"""
+    """with --from: what it is given for a table: "{title} by {author}", say"""
 
 
 def learned_file(source: Path) -> Path:
@@ -179,11 +176,11 @@ def _lora_info(adapter: LoraAdapter, model: GPT2, text_format: str) -> LoraInfo:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix export") -> int:
     """The command line; returns the exit code."""
 
     def run() -> int:
-        args = parse(Args, argv, "mingpt_prefix.export", __doc__)
+        args = parse(Args, argv, prog, __doc__)
         if (args.to is None) == (args.from_ is None):
             raise ConfigError("one of --to and --from is needed, and only one")
         if args.to is not None:
@@ -195,8 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"Written: {shown(args.target)}.")
         return 0
 
-    return run_script("mingpt_prefix.export", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_script(prog, run)
