@@ -86,6 +86,10 @@ class TrainArgs:
     """under torchrun: each process holds a part of the model, for finetune and pretrain"""
     log: Literal["tensorboard"] | None = None
     """write the log to tensorboard/ in the run's folder too; a resumed run goes on with it"""
+    sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE...")] = ()
+    """train a prefix for each combination of these settings, all in one run"""
+    sweep_width: int | None = None
+    """members of a sweep that are trained at once; what memory allows if not given"""
     out: Path | None = None
     """the run's folder; a new one under runs/ if not given"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
