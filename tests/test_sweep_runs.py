@@ -172,8 +172,8 @@ def sweep(ranks: int, *flags: str) -> subprocess.Popen:
 
 def cut_and_compare(ranks: int, flags: list[str], kills: int) -> None:
     """Kill the sweep soon after it has saved, again and again: it ends at the same bytes."""
-    given = ["prefix_length=2,3", "max_steps=20,40"]
-    flags = [*flags, "--sweep", *given, "--sweep-width", "3", "--evals", "10"]
+    given = ["prefix_length=2,3", "max_steps=30,90"]
+    flags = [*flags, "--sweep", *given, "--sweep-width", "3", "--evals", "15"]
     finish(sweep(ranks, *flags, "--out", "whole"))
     process = sweep(ranks, *flags, "--out", "cut")
     for number in range(kills):
@@ -183,7 +183,7 @@ def cut_and_compare(ranks: int, flags: list[str], kills: int) -> None:
             if max(saved, default=0) > before:
                 break
             time.sleep(0.01)
-        time.sleep(0.1 * number)
+        time.sleep(0.05 * number)
         kill_all(process)
         process = sweep(ranks, "--resume", "cut")
     finish(process)
