@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -74,8 +75,7 @@ def test_members_leave_what_runs_of_their_own_do(flags, sample, capsys) -> None:
                   and f"prefix_length={length} " in line]  # fmt: skip
         assert f"{each['result']['best_dev_loss']:.4f}" in row
     command = next(line for line in said.splitlines() if line.startswith("Next: "))
-    asked = [command.split()[-1], "--table", "name[A]", "--beams", "1", "--model", flags[3]]
-    assert sample.main(["--run", *asked]) == 0
+    assert sample.main([*shlex.split(command)[3:], "--beams", "1"]) == 0
 
 
 def test_alone_or_one_at_a_time_the_bytes_are_the_same(flags) -> None:

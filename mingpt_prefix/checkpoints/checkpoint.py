@@ -76,6 +76,14 @@ def load_newest(folder: Path, last_step: int | None = None) -> Checkpoint | None
     return None
 
 
+def drop_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than `step`, which a run that goes on from it makes
+    anew."""
+    for path in _saved(folder):
+        if path.name > _name(step):
+            path.unlink()
+
+
 def _load(path: Path) -> Checkpoint:
     with safe_open(path, "pt") as file:
         state = json.loads((file.metadata() or {})[_KEY])

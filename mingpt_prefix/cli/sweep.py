@@ -25,7 +25,7 @@ from mingpt_prefix.cli.progress import (
     warn_of_changes,
 )
 from mingpt_prefix.cli.sweep_args import label, plan_sweep
-from mingpt_prefix.cli.terminal import say
+from mingpt_prefix.cli.terminal import quote, say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.errors import (
     AdapterError,
@@ -99,7 +99,7 @@ def run_sweep(args: TrainArgs, world: World) -> int:
         say("Stopped, and saved. To go on:")
         say(resume_command(RunFolder(sweep.folder)))
         return 128 + number
-    return report(sweep, time.monotonic() - started) if world.is_main else 0
+    return report(sweep, shared, time.monotonic() - started) if world.is_main else 0
 
 
 def begin_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
@@ -170,7 +170,7 @@ def resume_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
     if args != TrainArgs(resume=args.resume):
         raise ConfigError("--resume of a sweep takes no other flags")
     sweep = read_sweep(args.resume)
-    if all(map(is_over, sweep.members)):
+    if all("result" in each or "stopped" in each for each in sweep.content["members"]):
         raise CheckpointError(f"{args.resume}: this sweep has ended; nothing is left to do")
     config = config_from_json(read_run(sweep.members[0])["config"])
     say(f"Going on with the sweep of {len(sweep.members)} prefixes in {args.resume}.")
@@ -200,7 +200,7 @@ def train_some(folders: Sequence[Path], shared: Shared) -> int:
     return number
 
 
-def report(sweep: Sweep, seconds: float) -> int:
+def report(sweep: Sweep, shared: Shared, seconds: float) -> int:
     """Complete sweep.json, draw the picture, and say what became of each member."""
     logs = {}
     for each, folder in zip(sweep.content["members"], sweep.members, strict=True):
@@ -224,7 +224,11 @@ def report(sweep: Sweep, seconds: float) -> int:
     if not ended:
         return 2
     best = min(ended, key=lambda each: each["result"]["best_dev_loss"] or 0)
-    say(f"Next: python sample.py --run {shlex.quote(str(sweep.folder / best['folder']))}")
+    folder = sweep.folder / best["folder"]
+    config = config_from_json(read_run(folder)["config"])
+    base = "" if shared.model.name else f" --model {shlex.quote(config.model)}"
+    example = quote(shared.task(config).task.example)
+    say(f"Next: python sample.py --run {shlex.quote(str(folder))}{base} --table {example}")
     return 0
 
 

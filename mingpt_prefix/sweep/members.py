@@ -21,7 +21,7 @@ import torch
 
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.accel.prepacked_linear import prepack
-from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import drop_later, load_newest, save_checkpoint
 from mingpt_prefix.checkpoints.resuming import config_from_json, restore, run_state
 from mingpt_prefix.checkpoints.run_folder import RunFolder, check_origin, read_run
 from mingpt_prefix.config import TrainConfig, to_json
@@ -177,6 +177,8 @@ def open_members(folders: Sequence[Path], shared: Shared) -> tuple[list[Member],
         if newest is not None and common > 0:
             changed += restore(trainer, newest, shared.world)
         run, task = RunFolder.reopen(folder, trainer.step), shared.task(trainer.config).task
+        # Else one that this member alone has would outlive one that all have.
+        drop_later(run.checkpoints, trainer.step)
         members.append(Member(run, trainer, task, run.logged_seconds(), trainer.step > 0))
     return members, sorted(set(changed))
 
