@@ -14,13 +14,15 @@ from mingpt_prefix.kernels.layout import Layout
 
 
 def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sequence's prefix rows (B, P), padded with row 0, and which of them are real, (B, P)."""
+    """Each sequence's prefix rows (B, P), padded with its first, and which are real, (B, P)."""
     # Index -1 takes the entry added last: no rows.
     sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]
     row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
     real = row < sizes[:, None]
     first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
-    return torch.where(real, first[:, None] + row, 0).long(), real
+    # Padding with another prefix's row would let a NaN of that one in, which no mask keeps out.
+    padding = torch.where(sizes > 0, first, 0)
+    return torch.where(real, first[:, None] + row, padding[:, None]).long(), real
 
 
 def _compute_dtype(qkv: Tensor) -> torch.dtype:

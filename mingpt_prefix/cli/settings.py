@@ -36,7 +36,8 @@ _FLAGS_OF = {
     ("prefix+lora",): ["lora_lr"],
 }
 _CHOSEN = (
-    "model data device dtype attention graphs shard log out config resume mode no_reparam".split()
+    "model data device dtype attention graphs shard log out config resume mode no_reparam"
+    " sweep sweep_width".split()
 )
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
 _SETTINGS = ("model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS)
@@ -61,6 +62,8 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         WeightsError: for a model that cannot be loaded.
     """
     mode = args.mode or "prefix"
+    if args.sweep_width is not None:
+        raise ConfigError("--sweep-width is for --sweep")
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
     _check_flags_of(mode, args)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from mingpt_prefix.accel.cuda_graphs import why_not_graphs
 from mingpt_prefix.accel.distributed import World, join
-from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.accel.fsdp import whole_model
 from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import resume_run, run_state
-from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
+from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder
 from mingpt_prefix.cli.plots import save_loss_curve
 from mingpt_prefix.cli.progress import (
     resume_command,
@@ -24,13 +24,14 @@ from mingpt_prefix.cli.progress import (
     warn_of_changes,
 )
 from mingpt_prefix.cli.settings import repeat, resolve, resume
+from mingpt_prefix.cli.sweep import is_sweep, run_sweep
 from mingpt_prefix.cli.tensorboard import open_board, wants_board
 from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.errors import AdapterError, CheckpointError, ConfigError, WeightsError
 from mingpt_prefix.evaluation.tasks import Task, load_task
-from mingpt_prefix.evaluation.training_run import make_trainer, origin, save_trained, score_kept
+from mingpt_prefix.evaluation.training_run import end_run, make_trainer, origin, save_trained
 from mingpt_prefix.trainer import Trainer
 
 SAVE_EVERY_S = 300.0
@@ -99,15 +100,7 @@ def train(
 def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
-    cost = {
-        "seconds": None if resumed else seconds,
-        "peak_memory": peak_memory(trainer.model.device),
-        "trained": trainer.n_trained,
-        "kept": trainer.n_kept,
-    }
-    score = score_kept(trainer, task, run)
-    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
-    run.write_run({**read_run(run.path), "result": result})
+    score = end_run(trainer, task, run, None if resumed else seconds)
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     log = run.read_log()
     drawn = save_loss_curve(log, run.picture, title)
@@ -151,4 +144,5 @@ def run_training(args: TrainArgs, world: World) -> int:
 def start(args: TrainArgs) -> int:
     """The whole run, by its flags; returns the exit code."""
     with join(args.device, args.shard) as world:
-        return run_training(args, world)
+        program = run_sweep if args.sweep or is_sweep(args.resume) else run_training
+        return program(args, world)

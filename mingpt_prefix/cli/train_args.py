@@ -111,6 +111,10 @@ class OptimisationFlags:
     """how often the dev loss is measured, evenly spaced over the run"""
     seed: int | None = None
     """of the order of examples, of dropout and of fresh weights"""
+    sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE...")] = ()
+    """train a prefix for each combination of these settings, all in one run"""
+    sweep_width: int | None = None
+    """members of a sweep that are trained at once"""
 
 
 @dataclass(frozen=True)
@@ -164,5 +168,6 @@ class TrainArgs(DataFlags, PrefixFlags, LoraFlags, OptimisationFlags, MachineFla
         "model": "gpt2 if there is a GPU and its weights are at hand, else tiny",
         "data": "e2e, or sample for tiny",
         "text_field": "text",
+        "sweep_width": "as many as memory allows",
         "out": "a new folder under runs/",
     }
