@@ -1,165 +1,20 @@
-"""Write the sentence for a table, by the newest finished run or the one that is named.
+"""Sentences for tables, in a checkout: `python sample.py --help`; see `mingpt_prefix.cli.sample`.
 
-python sample.py --table "name[The Mill], eatType[pub]"
-python sample.py --input tables.txt --run runs/prefix-tiny-1 --beams 5
-python sample.py --input tables.txt --beams 5 --num-return-sequences 3 --scores
-generate_tables | python sample.py --input - --temperature 0.8
-python sample.py --bank prefixes --prompt "<|prefix:films|> title[The River], year[1931]"
-python sample.py --serve --run runs/prefix-tiny-1 --beside runs/finetune-tiny-1
-
-Sentences go to stdout, one line a table (or --num-return-sequences lines); all else goes to stderr.
-Of many tables a bad one gets empty lines in their place, and the exit code is 1 at the end.
+`python sample.py --serve` is `mingpt-prefix serve`.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import IO, TYPE_CHECKING
+from collections.abc import Sequence
 
-from mingpt_prefix.cli.terminal import parse, run_script
-from mingpt_prefix.data.readers import iter_tables
-from mingpt_prefix.data.tables import Table, unseen_slots
-from mingpt_prefix.errors import ConfigError, DataError, TableError, printable, shown
-from mingpt_prefix.evaluation.sample_config import SampleConfig
-
-if TYPE_CHECKING:
-    from mingpt_prefix.bank.pipeline import BankPipeline
-    from mingpt_prefix.evaluation.table_to_text import Pipeline, Sentence
-
-CHUNK = 64  # tables that are read, written and printed together
-MAX_LINE_BYTES = 1 << 16  # a longer line is cut: no table is that long
+from mingpt_prefix.cli import sample
+from mingpt_prefix.serve import command as serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole program; returns the exit code."""
-    return run_script("sample.py", lambda: run(argv))
-
-
-def run(argv: Sequence[str] | None) -> int:
-    """The whole program, but for how it ends when something goes wrong."""
-    config = parse(SampleConfig, argv, "sample.py", __doc__)
-    given = (config.table, config.input, config.prompts, config.prompt or None)
-    if [*given, config.serve or None].count(None) != 4:
-        flags = "--table, --input, --prompt, --prompts and --serve"
-        raise ConfigError(f"one of {flags} is needed, and only one")
-    if config.bank is None and (config.prompt or config.prompts is not None):
-        raise ConfigError("--prompt and --prompts go with --bank")
-    if config.serve and config.bank is not None:
-        raise ConfigError("--bank goes without --serve")
-    if config.serve:
-        from mingpt_prefix.serve.server import serve
-
-        return serve(config)
-    for name in ("beside", "watch", "cors"):
-        if getattr(config, name):
-            raise ConfigError(f"--{name} goes with --serve")
-    with open_lines(config) as lines:
-        return write_all(config, lines)
-
-
-def write_all(config: SampleConfig, lines: Iterator[str]) -> int:
-    """Write a sentence for each line; returns the exit code."""
-    decoding, writer, failed = config.decoding, None, False
-    warned: set[str] = set()
-    is_file = config.input is not None or config.prompts is not None
-    has_tables = config.input is not None or config.table is not None
-    items = iter_tables(lines) if has_tables else iter_prompts(lines)
-    while chunk := list(islice(items, CHUNK)):
-        good = [(number, item) for number, item in chunk if not isinstance(item, TableError)]
-        if not is_file and not good:
-            raise chunk[0][1]
-        writer = writer or open_by(config)
-        if config.bank is None:
-            warn_of_slots([table for _, table in good], writer, warned)
-        # A seed of its own for each line, so that equal tables are sampled differently.
-        seeds = [config.seed * 1_000_003 + number for number, _ in good]
-        written = writer.write_scored([item for _, item in good], decoding, seeds)
-        results = {**dict(chunk), **dict(zip((n for n, _ in good), written, strict=True))}
-        bad = [result for result in results.values() if isinstance(result, TableError)]
-        if bad and not is_file:
-            raise bad[0]
-        for number, result in results.items():
-            if isinstance(result, TableError):
-                failed = True
-                print(f"sample.py: line {number}: {result}", file=sys.stderr)
-            for line in lines_of(result, config):
-                print(line)
-        sys.stdout.flush()
-    if writer is None:
-        name = shown(config.input or config.prompts)
-        raise DataError(f"{name}: no {'tables' if config.prompts is None else 'prompts'} in it")
-    return int(failed)
-
-
-def open_by(config: SampleConfig) -> "Pipeline | BankPipeline":
-    """What writes, by the flags; it is told on stderr."""
-    # Imported here, for it brings torch, which takes seconds: bad input is told before.
-    if config.bank is not None:
-        from mingpt_prefix.bank.pipeline import open_bank
-
-        writer = open_bank(config)
-    else:
-        from mingpt_prefix.evaluation.pipeline import open_pipeline
-
-        writer = open_pipeline(config)
-    print(f"Writing by {writer.origin}.", file=sys.stderr)
-    return writer
-
-
-def warn_of_slots(tables: list[Table], writer: "Pipeline", warned: set[str]) -> None:
-    """On stderr, once each: slots that training never saw; `warned` has those told before."""
-    if writer.slots:
-        unseen = (name for table in tables for name in unseen_slots(table, writer.slots))
-        if new := [name for name in dict.fromkeys(unseen) if name not in warned]:
-            warned.update(new)
-            saw = printable(", ".join(writer.slots), 200)
-            names = printable(", ".join(new), 200)
-            print(f"sample.py: training never saw the slot {names}; it saw {saw}", file=sys.stderr)
-
-
-def iter_prompts(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """One prompt a line: (line number from 1, the prompt)."""
-    for number, line in enumerate(lines, 1):
-        yield number, line.removeprefix("\ufeff").rstrip("\r\n")
-
-
-def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> list[str]:
-    """What is printed for one table."""
-    if isinstance(result, TableError):
-        return [""] * config.num_return_sequences
-    return [f"{s.score:.4f}\t{s.text}" if config.scores else s.text for s in result]
-
-
-@contextlib.contextmanager
-def open_lines(config: SampleConfig) -> Iterator[Iterator[str]]:
-    """The lines that hold a table or a prompt each."""
-    source = config.input if config.prompts is None else config.prompts
-    if source is None:
-        yield iter([config.table] if config.table is not None else config.prompt)
-    elif source == "-":
-        yield read_lines(sys.stdin.buffer, "stdin")
-    else:
-        name = shown(source)
-        try:
-            file = open(source, "rb")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-        with file:
-            yield read_lines(file, name)
-
-
-def read_lines(file: IO[bytes], name: str) -> Iterator[str]:
-    """Lines, one at a time; of one that is too long the beginning, which is no table."""
-    try:
-        while line := file.readline(MAX_LINE_BYTES):
-            rest = line
-            while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
-                rest = file.readline(MAX_LINE_BYTES)
-            # Bytes that are not UTF-8 become surrogates, which no table may hold.
-            yield line.decode(errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from None
+    argv = sys.argv[1:] if argv is None else list(argv)
+    program = serve if "--serve" in argv else sample
+    return program.main([flag for flag in argv if flag != "--serve"], "sample.py")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 from measure.record import Record
-from quality.experiment import TestSet, trained
+from quality.experiment import KeptTestSet, trained
 from reports.quality import ablation_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device
@@ -63,7 +63,7 @@ def variants(args: Args) -> dict[str, dict[str, list[str]]]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    test = TestSet(args.data, args.out)
+    test = KeptTestSet(args.data, args.out)
     about = {"model": args.model, "data": args.data, "tables": len(test.tables)}
     about |= {"beams": args.beams, "ablation": []}
     record = Record("ablation.py", choose_device("auto"), args.json, **about)

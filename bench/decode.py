@@ -130,7 +130,7 @@ def measure(args: Args, model: str, record: Record) -> None:
         with record.part(f"{model}, PEFT"):
             decoders["PEFT"] = make_peft(own, config, encoder, args.new_tokens)
     else:
-        print("Without PEFT: pip install 'mingpt-prefix[peers]'", file=sys.stderr)
+        print("Without PEFT: pip install -e '.[peers]'", file=sys.stderr)
     rounds, size = 2 if args.quick else args.rounds, args.batch_size
     data = islice(cycle(examples(MODELS[model].vocab_size)), size * (rounds + 1))
     prompts = [e.ids[: e.prompt_length].tolist() for e in data]

@@ -4,7 +4,7 @@
 #   bench/gpu.sh [--wheels DIR] [OUT [PART...]]   # default: runs/gpu, and the parts of --list
 #   bench/gpu.sh --list                           # those parts, and the most seconds of each
 #
-# Parts run in order of worth; `bank` and `table` run only if they are named. Each leaves its JSON
+# Parts run in order of worth; `bank`, `sweep` and `table` run only if they are named. Each leaves its JSON
 # and its output in OUT, and OUT.tgz holds the whole folder, however this ends. A part that fails, or
 # lacks an import, does not stop the others: the last lines name it, and the exit code counts them.
 #
@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 limit=${LIMIT_S:-530}
 default=(kernels speed decode attention tiles tests)
 declare -A most=([kernels]=110 [speed]=170 [decode]=55 [attention]=80 [tiles]=75 [tests]=40
-  [bank]=30 [table]=150)
+  [bank]=30 [sweep]=55 [table]=150)
 for each in ${LIMITS:-}; do most[${each%=*}]=${each#*=}; done
 
 wheels=''
@@ -120,6 +120,7 @@ part() {
     attention) command=("${bench[@]}" --quick --json "$out/$1.json") ;;
     tiles) command=("${bench[@]}" --json "$out/$1.json") ;;
     bank) command=("${bench[@]}" "${triton[@]}" --only-batches --model tiny "${json[@]}") ;;
+    sweep) command=("${bench[@]}" "${triton[@]}" --model gpt2 --members 1 4 16 "${json[@]}") ;;
     table) command=("${bench[@]}" "${triton[@]}" --quick --beams 1 --methods frozen prefix finetune
       --out "$out/table" "${json[@]}") ;;
   esac

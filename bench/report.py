@@ -1,4 +1,5 @@
-"""Tables of committed results: README.md's and docs/'s are rendered from bench/results/*.json, by
+"""Tables of committed results: README.md's and docs/'s are rendered from bench/results/*.json, and
+those of flags from the programs' dataclasses, by
 
     python bench/report.py
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from reports.attention import attention_table
 from reports.bank import bank_table
+from reports.flags import flags_tables
 from reports.quality import ablation_table, methods_table, published_table, sentences_table
 from reports.render import table
 from reports.speed import decode_table, speed_table
@@ -40,6 +42,8 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
     def block(match: re.Match[str]) -> str:
         if match[2] == "published":
             return f"{match[1]}{published_table()}\n{match[3]}"
+        if match[2].startswith("flags_"):
+            return f"{match[1]}{flags_tables(match[2].removeprefix('flags_'))}\n{match[3]}"
         path = results / f"{match[2]}.json"
         if not path.exists():
             return f"{match[1]}Not measured yet.\n{match[3]}"

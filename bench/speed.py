@@ -168,7 +168,7 @@ def main() -> None:
         with record.part(model):
             names = methods(args, model)
             if not set(PEERS) & set(names):
-                print("Without the peers: pip install 'mingpt-prefix[peers]'", file=sys.stderr)
+                print("Without the peers: pip install -e '.[peers]'", file=sys.stderr)
             shapes.append(Shape(args, model, record))
             shapes[-1].measure(names)
     if on_gpu and shapes and PEERS[1] in names:

@@ -21,11 +21,12 @@ from typing import Literal, get_args
 
 import tyro
 from measure.record import Record
-from quality.experiment import Row, TestSet, trained
+from quality.experiment import KeptTestSet, Row, trained
 from reports.quality import methods_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
-from mingpt_prefix.data.datasets import Split, load_split
+from mingpt_prefix.config import Split
+from mingpt_prefix.data.datasets import load_split
 from mingpt_prefix.data.encoding import encode_example, encode_prompt
 from mingpt_prefix.data.tables import Example, Table
 from mingpt_prefix.data.tokenizer import load_tokenizer
@@ -61,7 +62,7 @@ class Args:
     json: Path | None = None
 
 
-def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = None) -> Row:
+def train(args: Args, test: KeptTestSet, method: str, seed: int, lr: float | None = None) -> Row:
     flags = ["--mode", method, "--data", args.data, "--seed", str(seed)]
     flags += ["--attention", args.attention]
     flags += ["--lr", str(lr)] if lr else []
@@ -73,7 +74,7 @@ def train(args: Args, test: TestSet, method: str, seed: int, lr: float | None = 
     return trained(test, name, args.model, args.beams, *flags, attention=args.attention)
 
 
-def prompted(args: Args, test: TestSet, seeds: Sequence[int]) -> Iterator[Row]:
+def prompted(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> Iterator[Row]:
     """The frozen model, each table behind examples of its own from the training set."""
     model, new_tokens = load_model(args.model, attention=args.attention), 100
     tokenizer = load_tokenizer(model.config.tokenizer)
@@ -96,11 +97,11 @@ def prompted(args: Args, test: TestSet, seeds: Sequence[int]) -> Iterator[Row]:
                 model, prompts, beams=args.beams, max_new_tokens=new_tokens, eos=tokenizer.eos
             )
             said = [one_line(tokenizer.decode(ids)) for ids in new]
-            scores = test.score(f"frozen-{seed}-{shots}-beam{args.beams}", said)
+            scores = test.keep(f"frozen-{seed}-{shots}-beam{args.beams}", said)
             yield Row(f"frozen, {shots} examples", seed, **scores)
 
 
-def finetuned(args: Args, test: TestSet, seeds: Sequence[int]) -> list[Row]:
+def finetuned(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> list[Row]:
     """Fine-tuning at each learning rate with seed 0, and at the best of them with the others."""
     if args.quick:
         return [train(args, test, "finetune", seed) for seed in seeds]
@@ -112,7 +113,7 @@ def finetuned(args: Args, test: TestSet, seeds: Sequence[int]) -> list[Row]:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    test = TestSet(args.data, args.out, args.split)
+    test = KeptTestSet(args.data, args.out, args.split)
     seeds = range(2 if args.quick else args.seeds)
     about = {"model": args.model, "data": args.data, "split": args.split}
     about |= {"tables": len(test.tables)}

@@ -1,7 +1,7 @@
 """Attention over packed sequences with prefix rows; imported as ``mingpt_prefix.kernels``.
 
 `prefix_attention` and `decode_attention` are one call for one layer. A model that calls them for
-many layers of the same batch does what depends on the batch's shape alone once, by `bind` and
+many layers of the same batch does once what depends only on the batch's layout, by `bind` and
 `bind_decode`, and calls the result for each layer.
 
 Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported only
@@ -33,7 +33,7 @@ DecodeAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None:
-    """What keeps the backend "triton" from computing there, in words; None where nothing does."""
+    """What keeps the backend "triton" from computing there, in words; None if nothing does."""
     if dtype not in TRITON_DTYPES:
         return f"there are no kernels for {dtype}"
     if torch.compiler.is_compiling():
@@ -46,7 +46,7 @@ def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None
 
 
 def choose_backend(device: torch.device | str, dtype: torch.dtype) -> str:
-    """What "auto" means: "triton" on a GPU that it can compute on, else "reference"."""
+    """What "auto" means: "triton" if there is a GPU that it can compute on, else "reference"."""
     on_gpu = torch.device(device).type == "cuda"
     return "triton" if on_gpu and why_not_triton(device, dtype) is None else "reference"
 
@@ -61,7 +61,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _require_triton(qkv: Tensor) -> None:
-    """Raise ValueError where the backend "triton" cannot compute with it."""
+    """Raise ValueError if the backend "triton" cannot compute with it."""
     if (why := why_not_triton(qkv.device, qkv.dtype)) is not None:
         raise ValueError(f"qkv: is {qkv.dtype} on {qkv.device}; for the backend triton {why}")
     if qkv.shape[-1] > MAX_HEAD_DIM:
@@ -109,9 +109,9 @@ def prefix_attention(
     triton on a GPU, else reference.
 
     Raises:
-        ValueError: naming the argument whose shape, dtype or device is wrong. Numbers in a tensor
-            are looked at where that is free, on the CPU: offsets must not fall or pass what they
-            count, ids must name a prefix, and max_seq_len must not be passed.
+        ValueError: naming the argument whose shape, dtype or device is wrong. Values are checked
+            only on the CPU, where reading them is free: offsets must not fall or pass what they
+            count, ids must name a prefix, and no sequence may be longer than max_seq_len.
     """
     layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
     return bind(_resolve(backend, qkv), len(qkv), layout, prefix_starts)(qkv, prefix_kv)

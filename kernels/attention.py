@@ -1,15 +1,15 @@
-"""Prefix attention in Triton: packed sequences, prefix rows read where they lie, both directions.
+"""Prefix attention in Triton, forward and backward: packed sequences, prefix rows read in place.
 
-A program of the forward kernel has a block of one sequence's queries and one head. It goes over the
-rows of the sequence's prefix first, then over the sequence's own keys up to the diagonal, with the
-online softmax of FlashAttention (Dao et al. 2022, algorithm 1), and keeps one number a query: the
-base-2 logarithm of the sum of exponentials. The backward pass computes the weights again from it
-(Dao 2023, algorithm 2): one kernel for the queries' gradient, one for that of keys and values, and
-those of `prefix_gradient` for the prefix rows. No two programs write to one place: equal inputs
-give equal bits.
+Each program of the forward kernel computes one head of a block of one sequence's queries. It visits
+the rows of the sequence's prefix first, then the sequence's own keys up to the diagonal, with the
+online softmax of FlashAttention (Dao et al. 2022, algorithm 1), and saves one number per query: the
+base-2 logarithm of the sum of exponentials. The backward pass recomputes the weights from it (Dao
+2023, algorithm 2): one kernel for the queries' gradient, one for that of keys and values, and those
+of `prefix_gradient` for the prefix rows. No two programs write to the same place: equal inputs give
+equal bits.
 
-One more program than there are sequences writes the zeros of unused tail rows, so that no output
-needs to be cleared, and nothing is read back from the device.
+An extra program, after those of the sequences, writes the zeros of unused tail rows, so that no
+output has to be cleared first, and nothing is read back from the device.
 """
 
 import torch
@@ -176,7 +176,7 @@ def _d_key(
     b_k, b_v, b_dk, b_dv, p_q, p_do, p_lse, p_delta, o_key, n, length, qkv_token, d_out_token,
     scale, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """With what the BLOCK_N queries from number n on add to the gradients of keys and values."""
+    """Add what BLOCK_N queries, from number n on, give the gradients of keys and values."""
     o_n = n + tl.arange(0, BLOCK_N)
     b_q = load_rows(p_q, n, length, qkv_token, D, BLOCK_N, BLOCK_D)
     b_do = load_rows(p_do, n, length, d_out_token, D, BLOCK_N, BLOCK_D)
@@ -317,9 +317,9 @@ def _gradients(
     of_qkv: bool,
     of_prefix: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of qkv and prefix_kv; of 0 elements where they are not wanted."""
+    """The gradients of qkv and prefix_kv; one that is not wanted has 0 elements."""
     if d_out.stride(2) != 1:
-        d_out = d_out.contiguous()  # a sum's gradient is one number, seen T * H * D times
+        d_out = d_out.contiguous()  # a sum's gradient is one number, expanded to T * H * D
     layout = Layout(cu_seqlens, prefix_ids, prefix_from, max_seq_len)
     inputs = (d_out, qkv, prefix_kv, (out, lse), layout, prefix_starts)
     d_qkv, delta = launch_backward(*inputs) if of_qkv else (qkv.new_empty(0), None)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: rows of blocks, where sequences and prefixes lie, block sizes."""
+"""What the Triton kernels share: loading rows, locating sequences and prefixes, block sizes."""
 
 import os
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def store_rows(
 def clear_tail(
     p_rows, p_end, n_rows, stride, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    """0 in the rows from number *p_end on: each program along the first axis has a share."""
+    """Write 0 to the rows from number *p_end on, shared among the programs of the first axis."""
     b_zero = tl.zeros((ROWS, COLS), tl.float32)
     first = tl.load(p_end).to(tl.int32) + tl.program_id(0) * ROWS
     for row in range(first, n_rows, tl.num_programs(0) * ROWS):
@@ -74,7 +74,7 @@ def locate_sequence(p_starts, seq):
 
 @triton.jit
 def locate_prefix(p_starts, p_ids, seq):
-    """The first row of a sequence's prefix and the number of its rows: 0 where it has none."""
+    """The first row of a sequence's prefix and the number of its rows: 0 if it has no prefix."""
     prefix = tl.load(p_ids + seq).to(tl.int64)
     first = tl.load(p_starts + prefix, mask=prefix >= 0, other=0).to(tl.int64)
     end = tl.load(p_starts + prefix + 1, mask=prefix >= 0, other=0).to(tl.int64)
@@ -100,10 +100,10 @@ def weights(
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of blocks: queries, keys, prefix rows, and the head size, made a power of two.
+    """Block sizes: queries, keys, prefix rows, and the head size rounded up to a power of two.
 
-    M is a multiple of N. In the backward pass the first is what a program has, the second what it
-    goes over. `stages` is how many blocks of the inner loop are under way at once.
+    M is a multiple of N. In the backward pass a program holds blocks of M and loops over blocks of
+    N. `stages` is how many blocks of the inner loop are in flight at once.
     """
 
     M: int
@@ -120,12 +120,12 @@ class Tiles:
 
 
 def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool) -> Tiles:
-    """The choices, by what fits in registers and shared memory and by how many programs there are.
+    """Block sizes by what fits in registers and shared memory, and by the number of programs.
 
-    float32 products are exact, hence without tensor cores, and hold all in registers: small blocks.
-    So do large heads. Short sequences (E2E's have 54 tokens on average) want little waste and many
-    programs; long ones large blocks, in the backward pass no larger than its two sums leave room
-    for.
+    float32 products are exact, hence without tensor cores, and keep everything in registers: small
+    blocks. So do large heads. Short sequences (E2E's have 54 tokens on average) need little waste
+    and many programs; long ones need large blocks, though in the backward pass its two sums limit
+    them.
     """
     block_d = max(16, triton.next_power_of_2(qkv.shape[-1]))
     if qkv.dtype == torch.float32:
@@ -142,7 +142,7 @@ def choose_tiles(qkv: Tensor, prefix_kv: Tensor, max_seq_len: int, forward: bool
 def make_tiles(
     m: int, n: int, most_p: int, warps: int, stages: int, block_d: int, n_rows: int
 ) -> Tiles:
-    """Blocks of these sizes; a short prefix has a block of its own size."""
+    """Blocks of these sizes; a short prefix gets a smaller block."""
     assert m % n == 0, (m, n)  # or the blocks of keys would not end at the diagonal
     block_p = min(max(16, triton.next_power_of_2(n_rows)), most_p)
     return Tiles(m, n, block_p, block_d, warps, stages)

@@ -1,7 +1,7 @@
-"""What the attention functions ask of their arguments: a ValueError names the one that is wrong.
+"""What the attention functions require of their arguments: a ValueError names the wrong one.
 
-Shapes, dtypes and devices are always looked at. Numbers in a tensor are only looked at on the CPU,
-where reading them waits for nothing, and not while `torch.compile` traces.
+Shapes, dtypes and devices are always checked. Values are checked only on the CPU, where reading
+them waits for nothing, and not while `torch.compile` traces.
 """
 
 import torch
@@ -15,7 +15,7 @@ def _fail(name: str, what: str) -> None:
 
 
 def _check_rows(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    """The shape, where a str stands for any number, and that a head's D numbers lie together."""
+    """The shape, in which a str stands for any number, and that a head's D numbers are adjacent."""
     fits = tensor.ndim == len(shape) and all(
         isinstance(wanted, str) or wanted == size
         for wanted, size in zip(shape, tensor.shape, strict=True)

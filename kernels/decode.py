@@ -1,9 +1,9 @@
 """Attention of one new token for each row of a batch, in Triton: a paged cache, and prefix rows.
 
-A program has one row's query, one head, and a stretch of SPLIT cached tokens; the first stretch
-also has the prefix rows. All that is done is to read keys and values once, so there are no matrix
-products. Where the cache can hold more than one stretch, a second kernel combines them. A stretch
-is as long for every batch: what a row gets does not depend on the rows beside it.
+A program computes one head of one row over a stretch of SPLIT cached tokens; the first stretch
+includes the prefix rows. Keys and values are read only once, so there are no matrix products. If
+the cache can hold more than one stretch, a second kernel combines them. A stretch is as long in
+every batch: a row's result does not depend on the rows beside it.
 """
 
 import torch
@@ -63,7 +63,7 @@ def _decode_kernel(
         for n in range(0, n_rows, BLOCK_N):
             b_keys = load_rows(p_pk, n, n_rows, prefix_row, D, BLOCK_N, BLOCK_D)
             b_values = load_rows(p_pk + prefix_part, n, n_rows, prefix_row, D, BLOCK_N, BLOCK_D)
-            # The same rounding as where a prefix is used in training.
+            # Rounded as a prefix is in training.
             b_keys = b_keys.to(p_qkv.dtype.element_ty)
             b_values = b_values.to(p_qkv.dtype.element_ty)
             m_in = n + o_block < n_rows
@@ -92,7 +92,7 @@ def _decode_kernel(
 def _combine_kernel(
     p_parts, p_stats, p_out, n_splits, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The stretches of a row and head as one; one that held no key has the sum 0."""
+    """Combine the stretches of a row and head; the sum of one that held no key is 0."""
     o_d = tl.arange(0, BLOCK_D)
     own = tl.cast(tl.program_id(1), tl.int64) * H + tl.program_id(0)
     p_parts += own * n_splits * D + o_d
@@ -121,6 +121,7 @@ def launch_decode(
     prefix_starts: Tensor,
     prefix_ids: Tensor,
 ) -> Tensor:
+    """As `reference.decode_attention`; `kernels.bind_decode` checks the arguments."""
     n_seqs, _, n_head, head_dim = qkv.shape
     out = qkv.new_empty(n_seqs, n_head, head_dim)
     n_splits = triton.cdiv(block_table.shape[1], SPLIT)
@@ -144,37 +145,13 @@ def launch_decode(
     return out
 
 
-@torch.library.custom_op("mingpt_prefix::decode_attention", mutates_args=("cache",))
-def _decode(
-    qkv: Tensor,
-    cache: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    prefix_kv: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-) -> Tensor:
-    tensors = (qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)
-    return launch_decode(*tensors)
+# A row of the cache may be written by one row of the batch and read by others only later.
+decode = torch.library.custom_op("mingpt_prefix::decode_attention", mutates_args=("cache",))(
+    launch_decode
+)
 
 
-@_decode.register_fake
+@decode.register_fake
 def _(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids):
     n_seqs, _, n_head, head_dim = qkv.shape
     return qkv.new_empty(n_seqs, n_head, head_dim)
-
-
-def decode(
-    qkv: Tensor,
-    cache: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    prefix_kv: Tensor,
-    prefix_starts: Tensor,
-    prefix_ids: Tensor,
-) -> Tensor:
-    """As `reference.decode_attention`; arguments are checked by `kernels.decode_attention`.
-
-    A row of the cache may be written by one row of the batch and read by others only later.
-    """
-    return _decode(qkv, cache, block_table, lengths, prefix_kv, prefix_starts, prefix_ids)

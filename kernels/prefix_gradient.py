@@ -40,8 +40,8 @@ def _prefix_kernel(
 ):  # fmt: skip
     """The gradient of BLOCK_P prefix rows, of whichever prefixes, over one split's queries.
 
-    A unit is a block of BLOCK_M queries of one sequence; a split has units_per_split of them. Where
-    the queries' gradient is not wanted, nobody has made `delta` yet.
+    A unit is a block of BLOCK_M queries of one sequence; a split has units_per_split of them. If
+    the queries' gradient is not wanted, no kernel has computed `delta` before.
     """
     row, head, split = tl.program_id(0) * BLOCK_P, tl.program_id(1), tl.program_id(2)
     o_row = row + tl.arange(0, BLOCK_P)
@@ -106,7 +106,7 @@ def launch_prefix_backward(
 ) -> Tensor:
     """The gradient of prefix_kv, (2, R, H, D), in its dtype.
 
-    `delta` (H, T): each query's sum of output times its gradient, where it has been made.
+    `delta` (H, T): each query's sum of output times its gradient, if it was computed already.
     """
     (n_tokens, _, n_head, head_dim), n_rows = qkv.shape, prefix_kv.shape[1]
     d_prefix = torch.empty_like(prefix_kv, memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
-"""Prefix attention in plain PyTorch: the oracle for every kernel, and the path used without a GPU.
+"""Prefix attention in plain PyTorch: the oracle for every kernel, and the default backend.
 
 Sequences are packed one after the other (no padding); each may see the rows of one prefix in front
-of its own keys and values (Li & Liang 2021, section 4). The packed rows are spread to a padded
-(B, S) grid, the prefix rows are set in front of the keys, and torch's scaled dot product attention
+of its own keys and values (Li & Liang 2021, section 4). The packed rows are copied to a padded
+(B, S) grid, the prefix rows are put in front of the keys, and torch's scaled dot product attention
 does the rest.
 """
 
@@ -14,17 +14,19 @@ from mingpt_prefix.kernels.layout import Layout
 
 
 def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sequence's prefix rows (B, P), padded with row 0; where they are real (B, P) bool."""
+    """Each sequence's prefix rows (B, P), padded with its first, and which are real, (B, P)."""
     # Index -1 takes the entry added last: no rows.
     sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]
     row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
     real = row < sizes[:, None]
     first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
-    return torch.where(real, first[:, None] + row, 0).long(), real
+    # Padding with another prefix's row would let a NaN of that one in, which no mask keeps out.
+    padding = torch.where(sizes > 0, first, 0)
+    return torch.where(real, first[:, None] + row, padding[:, None]).long(), real
 
 
 def _compute_dtype(qkv: Tensor) -> torch.dtype:
-    """On a CPU torch's backward of attention is twice as fast in 32 bit as in 16."""
+    """On a CPU torch's attention backward is twice as fast in 32 bit as in 16."""
     has_backward = torch.is_grad_enabled() and qkv.device.type == "cpu"
     return torch.promote_types(qkv.dtype, torch.float32) if has_backward else qkv.dtype
 
@@ -39,7 +41,7 @@ class PaddedPlan:
     """Where each packed token lies in the padded grid, and who sees whom.
 
     Made once per batch, called once per layer. Arguments as `kernels.bind`. Calling it with `qkv`
-    (T, 3, H, D) and `prefix_kv` (2, R, H, D) gives (T, H, D).
+    (T, 3, H, D) and `prefix_kv` (2, R, H, D) returns (T, H, D).
     """
 
     def __init__(self, n_tokens: int, layout: Layout, prefix_starts: Tensor):
@@ -58,7 +60,7 @@ class PaddedPlan:
     def _see_prefixes(self, layout: Layout, starts: Tensor, column: Tensor) -> None:
         """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
 
-        The mask is True where seen. Both have 1 for B where all sequences are alike.
+        The mask is True for what a query sees. Both have 1 for B if all sequences are alike.
         """
         rows, has_row = prefix_rows(starts, layout.prefix_ids)
         if rows.shape[1] == 0:
@@ -123,7 +125,7 @@ class GatherPlan:
 
     Made once per step, called once per layer. Arguments as `decode_attention`. Calling it with
     `qkv` (B, 3, H, D), `cache` (2, S, H, D), into which the new keys and values are written, and
-    `prefix_kv` (2, R, H, D) gives (B, H, D).
+    `prefix_kv` (2, R, H, D) returns (B, H, D).
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class GatherPlan:
         self.own = own[:, 0]
         n_columns = int(lengths.max()) + 1 if len(lengths) else 0
         live = torch.arange(n_columns, device=own.device) <= lengths[:, None]  # (B, S)
-        # A masked NaN is still one, and a row not yet written may hold one: take the own row there.
+        # A masked NaN still spreads, and an unwritten row may hold one: read the own row there.
         table = torch.where(live, block_table[:, :n_columns].long(), own)
         self.shape, self.table = table.shape, table.flatten()
         self.rows, seen = prefix_rows(prefix_starts, prefix_ids)
@@ -165,7 +167,7 @@ def decode_attention(
 
     qkv (B, 3, H, D).
     cache (2, S, H, D), into which the new keys and values are written.
-    block_table (B, K) int: the cache row of each of a sequence's tokens, the new one among them, so
+    block_table (B, K) int: the cache row of each of a sequence's tokens, including the new one, so
     that sequences share what they have in common; entries after the new token's are not read.
     lengths (B,): how many tokens of each are in the cache already.
     prefix_kv, prefix_starts, prefix_ids: as in `prefix_attention`.

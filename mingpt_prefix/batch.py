@@ -51,6 +51,11 @@ class PrefixKV:
         sizes = torch.cat([p.starts.diff() for p in parts])
         return cls(torch.cat([p.kv for p in parts], dim=2), _offsets(sizes))
 
+    def __repr__(self) -> str:
+        n_layer, _, rows, n_head, head_dim = self.kv.shape
+        many = "" if len(self.starts) == 2 else f"{len(self.starts) - 1} prefixes, "
+        return f"PrefixKV({many}{rows} rows, {n_layer} layers, {n_head} heads of {head_dim})"
+
     @property
     def lengths(self) -> Tensor:
         """Rows of each prefix, (N,) int32."""

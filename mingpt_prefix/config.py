@@ -1,12 +1,12 @@
 """Settings, as frozen dataclasses: the model's shape, a training run, how tokens are chosen.
 
-A field's range stands beside it; what excludes each other is checked when a `TrainConfig` is made.
+Each field declares its range or its choices; combinations are checked in `__post_init__`.
 """
 
 import dataclasses
 import math
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from mingpt_prefix.errors import ConfigError
 
@@ -15,6 +15,7 @@ Optimizer = Literal["adamw", "muon"]
 Placement = Literal["prefix", "infix"]
 Depth = Literal["all", "embedding"]
 Init = Literal["noise", "examples"]
+Split = Literal["train", "dev", "test", "test-known"]
 # The weights of a block that LoRA may change, by their names in it.
 Target = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
@@ -172,17 +173,10 @@ class TrainConfig:
     attention: str = "reference"
 
     def __post_init__(self):
-        choices = (
-            ("mode", Mode),
-            ("optimizer", Optimizer),
-            ("placement", Placement),
-            ("depth", Depth),
-            ("init", Init),
-            ("dtype", Literal["fp32", "bf16"]),
-        )
-        for name, kind in choices:
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}")
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if get_origin(each.type) is Literal and value not in get_args(each.type):
+                raise ConfigError(f"unknown {each.name} {value!r}")
         if unknown := set(self.lora_targets) - set(TARGETS):
             raise ConfigError(f"unknown lora-targets: {sorted(map(str, unknown))}")
         self._check_sizes()

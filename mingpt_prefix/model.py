@@ -95,6 +95,11 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.tied_head = TiedHead()
 
+    def __repr__(self) -> str:
+        c, dtype = self.config, str(self.wte.weight.dtype).removeprefix("torch.")
+        sizes = f"{c.n_layer} layers, {c.n_head} heads of {c.head_dim}, {c.vocab_size:,} tokens"
+        return f"{type(self).__name__}({self.name or 'unnamed'}: {sizes}, {dtype} on {self.device})"
+
     def initialize(self, seed: int) -> "GPT2":
         """Draw fresh weights as GPT-2 does: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)

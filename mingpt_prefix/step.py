@@ -62,17 +62,27 @@ class Progress:
     is_best: bool = False
 
     @cached_property
-    def loss(self) -> float:
-        """In nats per token; waits until it is known. Raises TrainingError if it, or the gradient,
-        is not finite."""
+    def _read(self) -> tuple[float, float]:
         loss, norm = self.pending.read()
         if not math.isfinite(loss + norm):
             what = f"the loss is {loss}, the gradient's norm {norm}"
             raise TrainingError(f"step {self.step}: {what}: {ADVICE}")
-        return loss
+        return loss, norm
+
+    @property
+    def loss(self) -> float:
+        """In nats per token; waits until it is known. Raises TrainingError if it, or the gradient,
+        is not finite."""
+        return self._read[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Before clipping; waits and raises as `loss`."""
+        return self._read[1]
 
     def log_line(self) -> dict:
-        line = {"step": self.step, "loss": self.loss, "lr": self.lr}
+        line = {"step": self.step, "loss": self.loss, "lr": self.lr, "tokens": self.tokens}
+        line["grad_norm"] = self.grad_norm
         return line if self.dev_loss is None else {**line, "dev_loss": self.dev_loss}
 
 

@@ -1,6 +1,7 @@
 """train.py as a process, alone or under torchrun."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,12 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()
+
+
+def logged(folder: Path) -> list[dict]:
+    """The lines of a run's log.jsonl, but for the seconds, which no two runs share."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
 
 
 def finish(process: subprocess.Popen) -> str | None:

@@ -21,7 +21,8 @@ from mingpt_prefix.adapters.prefix_file import (
     save_prefix,
 )
 from mingpt_prefix.bank import store as bank
-from mingpt_prefix.bank.calls_file import Call, read_calls, save_calls
+from mingpt_prefix.bank.calls_file import FORMAT as CALLS_FORMAT
+from mingpt_prefix.bank.calls_file import Call, CallsInfo, read_calls, save_calls
 from mingpt_prefix.bank.pipeline import open_bank
 from mingpt_prefix.bank.store import CALLS_FILE, Bank, add_prefix, read_bank
 from mingpt_prefix.call_training import teach as call_training
@@ -233,8 +234,12 @@ def test_rows_that_are_not_finite_or_not_as_wide_are_refused(folder: Path, base:
     for bad in (Call(nan[0], nan[:0]), Call(torch.zeros(width), nan)):
         with pytest.raises(PrefixError, match="NaN"):
             save_calls(path, base, {"films": bad}, {})
-    save_calls(path, base, {"films": Call(torch.zeros(width), torch.zeros(1, 31))}, {})
     shapes = rf"quiet has shape \(1, 1, 31\), and calls \(1, {width}\)"
+    with pytest.raises(PrefixError, match=shapes):
+        save_calls(path, base, {"films": Call(torch.zeros(width), torch.zeros(1, 31))}, {})
+    tensors = {"calls": torch.zeros(1, width), "quiet": torch.zeros(1, 1, 31)}
+    info = CallsInfo("", base.fingerprint, ["films"], {})
+    save_file(tensors, path, metadata=CALLS_FORMAT.metadata(info, tensors))
     with pytest.raises(PrefixError, match=shapes):
         read_bank(folder)
     save_calls(path, base, {"films": Call(torch.zeros(31), torch.zeros(1, 31))}, {})
@@ -308,7 +313,7 @@ BAD_FLAGS = {
     "and only one": ("--prompt", "a", "--table", TABLE),
     "excludes --run, --prefix and": ("--prompt", "a", "--prefix", "x"),
     "--prefix and --lora": ("--prompt", "a", "--lora", "x"),
-    "--bank goes without --serve": ("--serve",),
+    "unknown arguments: --bank prefixes": ("--serve",),
     "No such file": ("--prompts", "nowhere"),
     "unknown model 'nowhere'": ("--prompt", "a", "--model", "nowhere"),
 }
@@ -365,7 +370,7 @@ def test_bad_training_is_one_line_and_exit_code_2(folder, capsys, flags, said) -
 
 
 def test_the_command_shows_a_bank_and_refuses_a_bad_name(folder: Path, taught: Path) -> None:
-    command = [sys.executable, "-m", "mingpt_prefix.bank", "prefixes"]
+    command = [sys.executable, "-m", "mingpt_prefix", "bank", "prefixes"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -13,16 +13,21 @@ from safetensors.torch import load_file, save_file
 from wide_models import SHAPE, peer_of, train_and_save, wide_model
 
 import train
+from mingpt_prefix import load_pipeline, tiny
+from mingpt_prefix.adaptation import Adaptation
 from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.adapters.prefix_file import PrefixInfo, read_prefix, rows_digest, save_prefix
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.data.tables import TEXT_FORMAT
+from mingpt_prefix.data.datasets import load_examples
+from mingpt_prefix.data.encoding import encode_example
+from mingpt_prefix.data.tables import TEXT_FORMAT, linearize
 from mingpt_prefix.errors import MingptPrefixError, PrefixError
 from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.export.convert import import_adapter, main
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import TrainStep
 
 # PEFT calls transformers in ways that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,7 +101,7 @@ def test_there_and_back_gives_equal_bytes(base, file, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert main(["--to", "peft", str(file), str(tmp_path / name)]) == 0
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     import_adapter(tmp_path / "a", tmp_path / "back.safetensors", str(base), None)
@@ -118,6 +123,51 @@ def test_transformers_takes_keys_and_values(base, ours, file, tmp_path: Path) ->
 
     with torch.no_grad():
         assert_same_logits(ours, file, logits)
+
+
+@pytest.mark.parametrize("name", ["base", "tiny", "run"])
+def test_auto_peft_model_finds_the_base(name, base, ours, file, tmp_path: Path, capsys) -> None:
+    flags, source = [], file
+    if name == "base":
+        flags = ["--model", str(base)]
+    elif name == "tiny":
+        ours, source = load_model("tiny", "cpu", "fp32"), tiny.PREFIX
+    else:
+        source = tmp_path / "run"
+        source.mkdir()
+        shutil.copy(file, source / "prefix.safetensors")
+        content = {"config": {"mode": "prefix", "model": str(base)}, "result": {}}
+        (source / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    folder = tmp_path / "adapter"
+    assert main(["--to", "peft", str(source), str(folder), *flags]) == 0
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(str(folder)).float().eval()
+    ids = torch.arange(40, 51)
+    prefix, info = read_prefix(file if name == "run" else source)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0]
+    torch.testing.assert_close(logits, ours.logits([ids], prefix)[0], atol=1e-3, rtol=1e-3)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert info.fingerprint in card and " name : The Mill | Type : pub<|endoftext|>" in card
+
+
+def test_the_base_and_the_card_that_an_adapter_has(file, tmp_path: Path, capsys) -> None:
+    prefix, info = read_prefix(file)
+    for name, base in (("gpt2-medium", "openai-community/gpt2-medium"), ("", None)):
+        known = replace(info, base=name, text_format="template-v1:{title} by {author}")
+        save_prefix(file, prefix.kv, known)
+        assert main(["--to", "peft", str(file), str(tmp_path / "adapter")]) == 0
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == base
+        card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+        assert (f"base_model: {base}\n" in card) == (base is not None)
+        assert " {title} by {author}<|endoftext|>" in card
+    capsys.readouterr()
+    assert main(["--to", "peft", str(file), str(tmp_path / "other"), "--model", "tiny"]) == 2
+    assert "was made for the weights of" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my own words")
+    assert main(["--to", "peft", str(file), str(tmp_path / "mine")]) == 2
+    assert "not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["peft", "past-key-values"])
@@ -177,6 +227,50 @@ def test_we_read_what_peft_trained(
     for reparam in (True, False):
         encoder = make_encoder(replace(config, reparam=reparam), ours)
         assert torch.equal(encoder().kv, prefix.kv)
+
+
+def test_a_prefix_that_peft_trained_on_tables_writes_here(tmp_path: Path) -> None:
+    """As a user of PEFT would: AutoTokenizer, 20 steps on batches of tables, save_pretrained."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.MODEL)
+    base = transformers.GPT2LMHeadModel.from_pretrained(tiny.MODEL).float()
+    torch.manual_seed(0)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+    model = peft.get_peft_model(base, config)
+    examples, end = load_examples("sample", "train"), tokenizer.eos_token_id
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1)
+
+    def loss_of(batch) -> torch.Tensor:
+        prompts = tokenizer([linearize(each.table) for each in batch]).input_ids
+        targets = tokenizer([f" {each.text}" for each in batch]).input_ids
+        pairs = [([*p, end], [*t, end]) for p, t in zip(prompts, targets, strict=True)]
+        ids = [torch.tensor([*p, *t]) for p, t in pairs]
+        labels = [torch.tensor([-100] * len(p) + t) for p, t in pairs]
+        pad = torch.nn.utils.rnn.pad_sequence
+        mask = pad([torch.ones_like(each) for each in ids], batch_first=True)
+        given = dict(input_ids=pad(ids, True, end), labels=pad(labels, True, -100))
+        return model(**given, attention_mask=mask).loss
+
+    losses = []
+    for step in range(20):
+        loss = loss_of(examples[8 * step : 8 * step + 8])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    file = tmp_path / "mine.safetensors"
+    import_adapter(tmp_path / "adapter", file, "tiny", None)
+    pipeline = load_pipeline(file, device="cpu", dtype="fp32")
+    ours = TrainStep(
+        TrainConfig("prefix", "tiny", ("x",), 0.1, 1, 1, 1, 20, dtype="fp32"), pipeline.model
+    )
+    dev = load_examples("sample", "dev")[:8]
+    encoded = [encode_example(pipeline.tokenizer, each) for each in dev]
+    with torch.no_grad():
+        expected = float(loss_of(dev))
+    assert losses[-1] < losses[0] - 0.3 and expected < losses[0] - 0.3
+    assert ours.mean_loss(encoded, Adaptation(pipeline.prefix)) == pytest.approx(expected, abs=1e-3)
+    assert len(pipeline([dev[0].table], beams=1)[0].split()) > 3
 
 
 def test_train_py_goes_on_from_what_peft_trained(
@@ -371,7 +465,7 @@ def test_another_model_s_adapter(base: Path, adapter: Path, tmp_path: Path) -> N
         (["a", "b"], "one of --to and --from"),
         (["--to", "peft", "--from", "peft", "a", "b"], "one of --to and --from"),
         (["--to", "peft", "missing", "b"], "missing: no such file"),
-        (["--to", "peft", "a", "b", "--model", "tiny"], "go with --from"),
+        (["--to", "peft", "a", "b", "--input-template", "x"], "goes with --from"),
         (["--to", "onnx", "a", "b"], "onnx"),
     ],
 )
@@ -383,6 +477,15 @@ def test_bad_flags(flags: list[str], what: str, tmp_path: Path, monkeypatch, cap
 
 
 def test_the_command_as_a_process(file: Path) -> None:
-    command = [sys.executable, "-m", "mingpt_prefix.export", "--to", "peft", str(file), str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "mingpt_prefix",
+        "export",
+        "--to",
+        "peft",
+        str(file),
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout

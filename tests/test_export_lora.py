@@ -94,7 +94,7 @@ def test_there_and_back_gives_equal_bytes(base: Path, file: Path, tmp_path: Path
     for name in ("a", "b"):
         assert main(["--to", "peft", str(file), str(tmp_path / name)]) == 0
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     import_adapter(tmp_path / "a", tmp_path / "back.safetensors", str(base), None)

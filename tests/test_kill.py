@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import finish, kill_all, start_training
+from processes import finish, kill_all, logged, start_training
 
 COMBINATIONS = [(mode, ranks) for mode in ("prefix", "finetune") for ranks in (1, 2)]
 
@@ -46,7 +46,7 @@ def kill_and_resume(mode, ranks, kills, small_model, small_data, tmp_path) -> No
     finish(process)
     kept = "prefix.safetensors" if mode == "prefix" else "model/model.safetensors"
     assert (cut / kept).read_bytes() == (tmp_path / "whole" / kept).read_bytes()
-    assert (cut / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+    assert logged(cut) == logged(tmp_path / "whole")
     # Nothing half-written is left over, under whatever name.
     for folder in ("", "checkpoint", *(["model"] if mode == "finetune" else [])):
         names = {path.name for path in (cut / folder).iterdir()}

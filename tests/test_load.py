@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mingpt_prefix.checkpoints.pretrained import save_model
+from mingpt_prefix.cli.sample import CHUNK
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
-from sample import CHUNK
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ModelConfig(1, 2, 8, 4096, n_positions=64, eos_token_id=4095, tokenizer="tiny")

@@ -20,6 +20,7 @@ from mingpt_prefix import tiny
 from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.checkpoints.pretrained import fingerprint, load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import newest_finished, read_run
+from mingpt_prefix.cli import sample as program
 from mingpt_prefix.cli.terminal import INTERRUPTED, PIPE_CLOSED
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.data.encoding import encode_prompt
@@ -161,11 +162,11 @@ def test_stdin_of_bytes_that_are_not_utf8(call, monkeypatch) -> None:
     assert "line 3: the table is longer than 8,000 characters" in err[2]
 
 
-def test_chunks_are_as_one(call, place, sample, monkeypatch) -> None:
+def test_chunks_are_as_one(call, place, monkeypatch) -> None:
     place.joinpath("tables").write_text("\n".join([TABLE, "a[b]"] * 6), encoding="utf-8")
     flags = ("--input", "tables", *ON_PREFIX, "--temperature", "2")
     _, out, _ = call(*flags)
-    monkeypatch.setattr(sample, "CHUNK", 5)
+    monkeypatch.setattr(program, "CHUNK", 5)
     assert call(*flags)[1] == out
     assert len(set(out)) > 6  # equal tables get sentences of their own
 
@@ -296,10 +297,10 @@ def test_bad_tables(call, table: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        ((), "one of --table, --input, --prompt, --prompts and --serve is"),
+        ((), "one of --table, --input, --data, --prompt and --prompts is"),
         (
             ("--table", TABLE, "--input", "-"),
-            "one of --table, --input, --prompt, --prompts and --serve is",
+            "one of --table, --input, --data, --prompt and --prompts is",
         ),
         (("--table", TABLE, "--run", "x", "--prefix", "y"), "--run and --prefix exclude"),
         (("--table", TABLE, "--frobnicate"), "--frobnicate"),
@@ -428,9 +429,9 @@ def start(place: Path, *flags: str) -> subprocess.Popen:
 
 def test_process_streams_chunk_by_chunk_and_ends_quietly(place, sample) -> None:
     with start(place, "--input", "-") as process:
-        process.stdin.write(f"{TABLE}\n".encode() * (sample.CHUNK + 1))
+        process.stdin.write(f"{TABLE}\n".encode() * (program.CHUNK + 1))
         process.stdin.flush()
-        lines = [process.stdout.readline() for _ in range(sample.CHUNK)]  # before the input ends
+        lines = [process.stdout.readline() for _ in range(program.CHUNK)]  # before the input ends
         assert all(line.strip() for line in lines)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == INTERRUPTED
@@ -439,11 +440,11 @@ def test_process_streams_chunk_by_chunk_and_ends_quietly(place, sample) -> None:
 
 def test_process_of_a_closed_pipe(place, sample) -> None:
     with start(place, "--input", "-") as process:
-        process.stdin.write(f"{TABLE}\n".encode() * sample.CHUNK)
+        process.stdin.write(f"{TABLE}\n".encode() * program.CHUNK)
         process.stdin.flush()
         assert process.stdout.readline().strip()
         process.stdout.close()
-        process.stdin.write(f"{TABLE}\n".encode() * sample.CHUNK)
+        process.stdin.write(f"{TABLE}\n".encode() * program.CHUNK)
         process.stdin.close()
         assert process.wait(60) == PIPE_CLOSED
         assert process.stderr.read().count(b"\n") == 1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.checkpoints.checkpoint import load_newest
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import ModelConfig, TrainConfig
@@ -22,6 +23,7 @@ SHAPE = ModelConfig(
     2, 2, 16, vocab_size=1024, n_positions=512, eos_token_id=1023, tokenizer="tiny-1024"
 )
 ARGS = Args(steps=3, pool=3, life=2, tasks=2, examples=2, windows=1, dtype="fp32")
+FEW = dict(pool=2, tasks=2, examples=1, windows=1, dtype="fp32")
 WORDS = "lantern meadow copper violin thunder parcel silver window garden whistle".split()
 SOURCE = Source(TOKENIZER, WORDS, Overlap([], ["Salt & Honey"]))
 OF_ROWS = TrainConfig("prefix", model="tiny", data=(), **recipe("prefix", True, max_steps=2))
@@ -81,15 +83,32 @@ def test_base_and_prefixes_learn_and_tasks_die(english, monkeypatch) -> None:
 
 
 def test_the_same_seed_gives_the_same_base(english) -> None:
-    args = dict(pool=2, tasks=2, examples=1, windows=1, dtype="fp32")
     one, two, other = (
-        train_together(make_model(), Args(2, seed=seed, **args), english, SOURCE)
+        train_together(make_model(), Args(2, seed=seed, **FEW), english, SOURCE)
         for seed in (0, 0, 1)
     )
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not all(
         torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
     )
+
+
+def test_ranks_share_gradients_and_draw_apart(english, monkeypatch) -> None:
+    monkeypatch.setattr(
+        World, "sum", lambda self, tensor: (summed.append(tensor), 0 * tensor + 1)[1]
+    )
+    models, drawn = [], []
+    for rank in (0, 1):
+        summed: list[torch.Tensor] = []
+        world = World(rank, 2)
+        models.append(train_together(make_model(), Args(1, **FEW), english, SOURCE, world=world))
+        _count, *gradients = summed
+        assert [g.shape for g in gradients] == [p.shape for p in models[-1].parameters()]
+        drawn.append(gradients)
+    # All ranks step by the sum, which is 1 here, whatever they drew.
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(drawn[0][0], drawn[1][0])
 
 
 def test_it_goes_on_from_its_last_checkpoint(english, tmp_path: Path, monkeypatch) -> None:
@@ -101,12 +120,12 @@ def test_it_goes_on_from_its_last_checkpoint(english, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(steerable, "say", lambda line: line.startswith("step 4/") and stop())
         with pytest.raises(KeyboardInterrupt):
-            train_together(make_model(), Args(6, pool=2, tasks=2), english, SOURCE, tmp_path)
+            train_together(make_model(), Args(6, **FEW), english, SOURCE, tmp_path)
     assert load_newest(tmp_path).step == 2
     steps: list[float] = []
     rate = steerable.learning_rate
     monkeypatch.setattr(steerable, "learning_rate", lambda *a: (steps.append(a), rate(*a))[1])
-    model = train_together(make_model(), Args(6, pool=2, tasks=2), english, SOURCE, tmp_path)
+    model = train_together(make_model(), Args(6, **FEW), english, SOURCE, tmp_path)
     assert [step for step, total, _ in steps if total == 6] == [2, 3, 4, 5]
     assert load_newest(tmp_path).step == 6
     saved = load_newest(tmp_path).tensors["trained.wte.weight"]

@@ -132,7 +132,7 @@ def test_a_stream_that_the_caller_closed(flags, tmp_path: Path) -> None:
 PRICE = "name[The Mill], eatType[pub], priceRange[£20-25]"
 SPOKEN = "from mingpt_prefix.cli import terminal; "
 SPOKEN += "text = '\\u00a3 \\u2013 \\u6771\\u4eac'; "
-SPOKEN += "terminal.run_script('x', lambda: terminal.say(text) or terminal.fail('x', text))"
+SPOKEN += "terminal.run_script('x', lambda: terminal.say(text) or terminal.fail(text))"
 
 
 def test_sentences_in_a_file_are_utf8(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_flags_of_another_mode(flags, what: str, place, capsys) -> None:
     [
         (("--mode", "sing"), "invalid choice 'sing' for argument '--mode'."),
         (("--optimizer", "sgd"), "invalid choice 'sgd' for argument '--optimizer'."),
-        (("--frobnicate",), "Unrecognized options: --frobnicate"),
+        (("--frobnicate",), "unknown arguments: --frobnicate"),
         (
             ("--learning-rate", "-1", "--model", "model", "--data", "small.csv"),
             "lr must be positive",

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
-from mingpt_prefix.config import Decoding
-from mingpt_prefix.data.datasets import Split, group_references, load_split
-from mingpt_prefix.data.tables import Table
-from mingpt_prefix.errors import ConfigError
-from mingpt_prefix.evaluation.faults import FAULTS, faults, slot_errors
+from mingpt_prefix.config import Decoding, Split
 from mingpt_prefix.evaluation.pipeline import open_pipeline
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.metrics.scores import score
+from mingpt_prefix.evaluation.test_set import TestSet
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -29,7 +25,7 @@ class Row:
     method: str
     seed: int
     scores: dict[str, float]
-    slot_errors: float | None
+    slot_errors: float | None = None
     right: float | None = None
     faults: dict[str, int] | None = None
     lr: float | None = None
@@ -40,40 +36,22 @@ class Row:
     dev_loss: float | None = None
 
 
-class TestSet:
-    """The test tables, and the scores of sentences written for them; these are kept in `out`."""
+class KeptTestSet(TestSet):
+    """A test set that keeps in `out` what was said of it."""
 
     def __init__(self, data: str, out: Path, split: Split = "test") -> None:
-        groups = group_references(load_split([data], split))
-        self.tables: list[Table] = [table for table, _ in groups]
-        self.references = [texts for _, texts in groups]
-        self.data, self.has_slots = data, data == "sample"
-        self.out, self.split = out, split
+        super().__init__(data, split)
+        self.out = out
         out.mkdir(parents=True, exist_ok=True)
 
-    def score(self, name: str, said: Sequence[str]) -> dict:
+    def keep(self, name: str, said: Sequence[str]) -> dict:
         """What a Row says of these sentences."""
         (self.out / f"{name}-{self.split}.txt").write_text("".join(f"{text}\n" for text in said))
-        of_slots = {"slot_errors": None}
-        if self.has_slots:
-            pairs = list(zip((table.slots for table in self.tables), said, strict=True))
-            found = [{fault.kind for fault in faults(*pair)} for pair in pairs]
-            wrong = sum(len(slot_errors(*pair)) for pair in pairs)
-            of_slots = {
-                "slot_errors": wrong / sum(len(table.slots) for table in self.tables),
-                "right": sum(not kinds for kinds in found) / len(found),
-                "faults": {kind: sum(kind in kinds for kinds in found) for kind in FAULTS},
-            }
-        try:
-            scores = score(said, self.references)
-        except ConfigError as error:
-            print(f"BLEU and NIST alone: {error}", file=sys.stderr)
-            scores = score(said, self.references, ("bleu", "nist"))
-        return {"scores": scores, **of_slots}
+        return self.score_or_less(said)
 
 
 def trained(
-    test: TestSet, name: str, model: str, beams: int, *flags: str, attention: str = "auto"
+    test: KeptTestSet, name: str, model: str, beams: int, *flags: str, attention: str = "auto"
 ) -> Row:
     """A run of train.py in the test set's folder `name`, or the finished one there, scored by what
     is written with this `attention`."""
@@ -103,5 +81,5 @@ def trained(
         kept=result["kept"],
         peak_memory=result["peak_memory"],
         dev_loss=min(line["dev_loss"] for line in log if "dev_loss" in line),
-        **test.score(f"{name}-beam{beams}", said),
+        **test.keep(f"{name}-beam{beams}", said),
     )

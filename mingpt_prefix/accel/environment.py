@@ -1,6 +1,7 @@
 """The machine: what a measurement was taken on, what a run's bytes depend on beside its settings,
 and its memory."""
 
+import contextlib
 import ctypes
 import platform
 from pathlib import Path
@@ -83,3 +84,22 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peaks = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return next(peaks, None)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken: of a GPU, else of the system and of the process's group.
+
+    None if the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    return min(found, default=None)

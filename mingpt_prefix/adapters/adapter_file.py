@@ -1,13 +1,12 @@
-"""How files of learned adapters (prefixes, LoRA, calls) are written and read.
+"""How files of learned adapters (prefixes, LoRA, calls) are saved and loaded.
 
     FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, 2, PrefixError)
     FORMAT.save(path, {"prefix_kv": rows}, info)
-    with FORMAT.open(path) as (file, info):
-        ...
+    tensors, info = FORMAT.load(path)
 
-A file is safetensors: fp32 tensors, and all metadata as one JSON string under one key, for several
-keys are written in random order, and equal adapters give equal bytes. Among the metadata is, since
-version 2 of each format, a SHA-256 over tensors and metadata.
+A file is safetensors: fp32 tensors, and all metadata as one JSON string under one key, because
+several keys are written in random order, and equal adapters give equal bytes. Since version 2 of
+each format the metadata hold a SHA-256 over tensors and metadata.
 """
 
 import contextlib
@@ -39,8 +38,9 @@ _DIGEST, _FIRST_WITH_DIGEST = "sha256", 2
 @dataclass(frozen=True)
 class AdapterFormat:
     """One kind of file. `info` is the dataclass of its metadata, which are kept under `key`: its
-    fields are plain JSON types, and among them are `version` and `fingerprint`, the base model's.
-    `check` raises AdapterError for values that cannot be."""
+    fields are plain JSON types, `version` and the base model's `fingerprint` among them. It raises
+    `error` by `check` for values that cannot be, and by `check_shapes` for tensors that are not
+    what it says."""
 
     kind: str
     key: str
@@ -53,15 +53,24 @@ class AdapterFormat:
         with self.naming(path):
             held = {n: t.detach().to("cpu", torch.float32) for n, t in tensors.items()}
             held = {name: tensor.contiguous() for name, tensor in held.items()}
+            info.check_shapes({name: tuple(tensor.shape) for name, tensor in held.items()})
             for name, tensor in held.items():
                 self.check_values(name, tensor)
             write_atomically(path, save(held, metadata=self.metadata(info, held)))
 
-    @contextlib.contextmanager
-    def open(self, path: Path) -> Iterator[tuple[safe_open, Any]]:
-        """The file and its info; what goes wrong meanwhile becomes `error`, naming the file."""
+    def load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+        """The tensors and the info of a file, verified; raises `error`, naming the file."""
         with self.reading(path), safe_open(path, "pt") as file:
-            yield file, self.parse(file)
+            info, names = self.parse(file), list(file.keys())
+            info.check_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names})
+            return {name: self._read(file, name) for name in names}, info
+
+    def _read(self, file: safe_open, name: str) -> Tensor:
+        if (dtype := file.get_slice(name).get_dtype()) != "F32":
+            raise self.error(f"{name} has dtype {dtype}, not F32")
+        tensor = file.get_tensor(name).clone()  # what is read is a window on the file
+        self.check_values(name, tensor)
+        return tensor
 
     @contextlib.contextmanager
     def reading(self, path: Path) -> Iterator[None]:
@@ -95,7 +104,7 @@ class AdapterFormat:
         """`info` as the metadata of a safetensors file of `tensors`, which `parse` reads back;
         raises `error` where it cannot be."""
         fields = {**dataclasses.asdict(info), "version": self.version}
-        self.check(fields)
+        self._checked(fields)
         fields[_DIGEST] = digest_of(tensors, fields)
         return {self.key: json.dumps(fields, sort_keys=True, allow_nan=False)}
 
@@ -110,10 +119,10 @@ class AdapterFormat:
         except (ValueError, RecursionError):
             raise self.error("damaged: the metadata are not valid JSON") from None
         digest = fields.pop(_DIGEST, None) if isinstance(fields, dict) else None
-        self.check(fields)
+        info = self._checked(fields)
         if digest is not None or fields["version"] >= _FIRST_WITH_DIGEST:
             self._check_digest(file, fields, digest)
-        return self.info(**fields)
+        return info
 
     def _check_digest(self, file: safe_open, fields: dict, digest: object) -> None:
         try:
@@ -124,8 +133,8 @@ class AdapterFormat:
         if digest != found:
             raise self.error("damaged: its SHA-256 differs")
 
-    def check(self, fields: object) -> None:
-        """Raises `error` unless the metadata are of this format, each of its type."""
+    def _checked(self, fields: object) -> Any:
+        """The info of these fields; raises `error` unless they are of this format."""
         version = fields.get("version") if isinstance(fields, dict) else None
         if type(version) is not int or version < 1:
             raise self.error("damaged: the metadata name no format version")
@@ -143,23 +152,14 @@ class AdapterFormat:
         digest = fields["fingerprint"]
         if len(digest) != 64 or not set(digest) <= set(string.hexdigits.lower()):
             raise self.error("damaged: the fingerprint is no SHA-256")
-        try:
-            self.info.check(fields)
-        except AdapterError as error:
-            raise self.error(str(error)) from None
+        info = self.info(**fields)
+        info.check()
+        return info
 
     def check_values(self, name: str, tensor: Tensor) -> None:
         """Raises `error` where a value is not finite."""
         if not tensor.isfinite().all():
             raise self.error(f"{name} holds NaN or infinite values")
-
-    def read_tensor(self, file: safe_open, name: str) -> Tensor:
-        """A copy of an fp32 tensor, verified; `file` has one of that name."""
-        if (dtype := file.get_slice(name).get_dtype()) != "F32":
-            raise self.error(f"{name} has dtype {dtype}, not F32")
-        tensor = file.get_tensor(name).clone()  # what is read is a window on the file
-        self.check_values(name, tensor)
-        return tensor
 
     def check_base(self, info: Any, fingerprint: str, name: str) -> None:
         """Raises `error` unless the file was made for the weights of this fingerprint."""
@@ -169,7 +169,7 @@ class AdapterFormat:
             what = f"the {self.kind} was made for the weights of {made_for}, not of {given}"
             raise self.error(what)
 
-    def known_base(self, info: Any, given: str | None, what: str = "") -> str:
+    def base_to_load(self, info: Any, given: str | None, what: str = "") -> str:
         """The model to load for a file: `given`, or a known name in `info`, never a path; raises
         `error`, of the kind or else of `what`, where there is neither."""
         if given is None and info.base not in MODELS:

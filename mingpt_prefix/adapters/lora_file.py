@@ -41,17 +41,24 @@ class LoraInfo:
     training: dict[str, Any]
     version: int = VERSION
 
-    @staticmethod
-    def check(fields: dict) -> None:
+    def check(self) -> None:
         """Raises LoraError for values that cannot be."""
-        if fields["rank"] < 1:
-            raise LoraError(f"the rank must be positive, not {fields['rank']}")
-        if not 0 < fields["alpha"] < float("inf"):
-            raise LoraError(f"alpha must be positive, not {fields['alpha']}")
-        targets = fields["targets"]
-        if not targets or [t for t in TARGETS if t in targets] != sorted(targets, key=str):
-            shown, known = printable(repr(targets), 100), ", ".join(TARGETS)
+        if self.rank < 1:
+            raise LoraError(f"the rank must be positive, not {self.rank}")
+        if not 0 < self.alpha < float("inf"):
+            raise LoraError(f"alpha must be positive, not {self.alpha}")
+        known = [target for target in TARGETS if target in self.targets]
+        if not self.targets or known != sorted(self.targets, key=str):
+            shown, known = printable(repr(self.targets), 100), ", ".join(TARGETS)
             raise LoraError(f"the targets {shown} are unknown here; known: {known}")
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises LoraError unless there are the targets' matrices and no others; their shapes are
+        the model's to check."""
+        expected = {f"{target}.{name}" for target in self.targets for name in "ab"}
+        if shapes.keys() != expected:
+            shown = printable(", ".join(sorted(shapes.keys() ^ expected)), 100)
+            raise LoraError(f"missing or unexpected: {shown}")
 
 
 FORMAT = AdapterFormat("LoRA", "mingpt_lora", LoraInfo, VERSION, LoraError)
@@ -66,8 +73,6 @@ def save_lora(path: Path, low_rank: LowRank, info: LoraInfo) -> None:
     tensors = {}
     for target, pair in low_rank.factors.items():
         tensors |= {f"{target}.{name}": t for name, t in zip("ab", pair, strict=True)}
-    with FORMAT.naming(path):
-        _check_names(tensors, info)
     FORMAT.save(path, tensors, info)
 
 
@@ -77,20 +82,9 @@ def read_lora(path: Path) -> tuple[LowRank, LoraInfo]:
     Raises:
         LoraError: naming the file, when it is missing, damaged, of a newer format, or no LoRA.
     """
-    with FORMAT.open(Path(path)) as (file, info):
-        _check_names(file.keys(), info)
-        factors = {
-            target: tuple(FORMAT.read_tensor(file, f"{target}.{name}") for name in "ab")
-            for target in info.targets
-        }
+    tensors, info = FORMAT.load(Path(path))
+    factors = {target: (tensors[f"{target}.a"], tensors[f"{target}.b"]) for target in info.targets}
     return LowRank(factors, info.alpha / info.rank), info
-
-
-def _check_names(names, info: LoraInfo) -> None:
-    expected = {f"{target}.{name}" for target in info.targets for name in "ab"}
-    if set(names) != expected:
-        shown = printable(", ".join(sorted(set(names) ^ expected)), 100)
-        raise LoraError(f"missing or unexpected: {shown}")
 
 
 def check_lora(info: LoraInfo, low_rank: LowRank, model: GPT2) -> None:
@@ -127,7 +121,7 @@ def load_folded(
     """
     low_rank, info = read_lora(path)
     with FORMAT.naming(path):
-        model = FORMAT.known_base(info, model)
+        model = FORMAT.base_to_load(info, model)
     to_dtype = choose_dtype(dtype, choose_device(device))
     wide = "fp64" if to_dtype == torch.float64 else "fp32"
     loaded = load_model(model, device, wide, attention)

@@ -47,14 +47,23 @@ class PrefixInfo:
         the changes in its weights."""
         return self.training.get("mode") == "prefix+lora"
 
-    @staticmethod
-    def check(fields: dict) -> None:
+    def check(self) -> None:
         """Raises PrefixError for values that cannot be."""
-        if fields["length"] < 1:
-            raise PrefixError(f"the length must be positive, not {fields['length']}")
-        if fields["placement"] not in PLACEMENTS:
-            shown, known = printable(fields["placement"]), ", ".join(PLACEMENTS)
+        if self.length < 1:
+            raise PrefixError(f"the length must be positive, not {self.length}")
+        if self.placement not in PLACEMENTS:
+            shown, known = printable(self.placement), ", ".join(PLACEMENTS)
             raise PrefixError(f"placement '{shown}' is unknown here; known: {known}")
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises PrefixError unless there are the rows, as many as `length` says, and no others."""
+        if list(shapes) != [_TENSOR]:
+            raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
+        shape = shapes[_TENSOR]
+        if len(shape) != 5 or shape[1] != 2 or 0 in shape:
+            raise PrefixError(f"{_TENSOR} has shape {shape}, not (L, 2, P, H, D)")
+        if shape[2] != self.length:
+            raise PrefixError(f"{_TENSOR} has {shape[2]} rows, its length says {self.length}")
 
 
 FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, VERSION, PrefixError)
@@ -66,10 +75,7 @@ def save_prefix(path: Path, kv: Tensor, info: PrefixInfo) -> None:
     Raises:
         PrefixError: when they do not fit each other, are not finite, or cannot be written.
     """
-    path = Path(path)
-    with FORMAT.naming(path):
-        _check_shape(tuple(kv.shape), info.length)
-    FORMAT.save(path, {_TENSOR: kv}, info)
+    FORMAT.save(Path(path), {_TENSOR: kv}, info)
 
 
 def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
@@ -78,12 +84,8 @@ def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
     Raises:
         PrefixError: naming the file, when it is missing, damaged, of a newer format, or no prefix.
     """
-    with FORMAT.open(Path(path)) as (file, info):
-        if list(file.keys()) != [_TENSOR]:
-            raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
-        _check_shape(tuple(file.get_slice(_TENSOR).get_shape()), info.length)
-        rows = FORMAT.read_tensor(file, _TENSOR)
-    return PrefixKV.from_tensor(rows), info
+    tensors, info = FORMAT.load(Path(path))
+    return PrefixKV.from_tensor(tensors[_TENSOR]), info
 
 
 def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
@@ -99,7 +101,8 @@ def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
 
 
 def load_prefix(path: Path) -> PrefixKV:
-    """The rows of a prefix file; raises PrefixError as `read_prefix`."""
+    """The rows of a prefix file, kv (L, 2, P, H, D), on the CPU; raises PrefixError as
+    `read_prefix`."""
     return read_prefix(path)[0]
 
 
@@ -130,10 +133,3 @@ def check_alone(info: PrefixInfo) -> None:
     """Raises PrefixError for a prefix that is nothing without the LoRA it was trained with."""
     if info.is_beside_lora:
         raise PrefixError("the prefix was trained with LoRA, and needs it")
-
-
-def _check_shape(shape: tuple[int, ...], length: int) -> None:
-    if len(shape) != 5 or shape[1] != 2 or 0 in shape:
-        raise PrefixError(f"{_TENSOR} has shape {shape}, not (L, 2, P, H, D)")
-    if shape[2] != length:
-        raise PrefixError(f"{_TENSOR} has {shape[2]} rows, its length says {length}")

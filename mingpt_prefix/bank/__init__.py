@@ -1,1 +1,1 @@
-"""Many prefixes of one base, called by special tokens: `python -m mingpt_prefix.bank`."""
+"""Many prefixes of one base, called by special tokens: `mingpt-prefix bank`."""

@@ -43,14 +43,24 @@ class CallsInfo:
     training: dict[str, Any]
     version: int = VERSION
 
-    @staticmethod
-    def check(fields: dict) -> None:
+    def check(self) -> None:
         """Raises PrefixError for names that cannot be."""
-        names = fields["names"]
-        for name in names:
+        for name in self.names:
             check_name(name)
-        if not names or len(set(names)) != len(names):
+        if not self.names or len(set(self.names)) != len(self.names):
             raise PrefixError("damaged: no names in it, or one of them twice")
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises PrefixError unless there is a row for each of the names, and quiet rows."""
+        held = [_CALLS, _QUIET] if self.version >= _FIRST_WITH_QUIET else [_CALLS]
+        if sorted(shapes) != held:
+            raise PrefixError(f"not a calls file: it must hold {' and '.join(held)} alone")
+        shape, *rest = (shapes[name] for name in held)
+        if len(shape) != 2 or shape[0] != len(self.names):
+            raise PrefixError(f"{_CALLS} has shape {shape}, not a row for each of the names")
+        for other in rest:
+            if len(other) != 3 or other[::2] != shape:
+                raise PrefixError(f"{_QUIET} has shape {other}, and {_CALLS} {shape}")
 
 
 FORMAT = AdapterFormat("calls", "mingpt_prefix", CallsInfo, VERSION, PrefixError)
@@ -72,18 +82,9 @@ def read_calls(path: Path) -> tuple[dict[str, Call], CallsInfo]:
     Raises:
         PrefixError: naming the file, when it is damaged, of a newer format, or no such file.
     """
-    with FORMAT.open(path) as (file, info):
-        held = [_CALLS, _QUIET] if info.version >= _FIRST_WITH_QUIET else [_CALLS]
-        if sorted(file.keys()) != held:
-            raise PrefixError(f"not a calls file: it must hold {' and '.join(held)} alone")
-        shape, *rest = (tuple(file.get_slice(name).get_shape()) for name in held)
-        if len(shape) != 2 or shape[0] != len(info.names):
-            raise PrefixError(f"{_CALLS} has shape {shape}, not a row for each of the names")
-        for other in rest:
-            if len(other) != 3 or other[::2] != shape:
-                raise PrefixError(f"{_QUIET} has shape {other}, and {_CALLS} {shape}")
-        rows = FORMAT.read_tensor(file, _CALLS)
-        quiet = FORMAT.read_tensor(file, _QUIET) if rest else rows[:, None][:, :0]
+    tensors, info = FORMAT.load(path)
+    rows = tensors[_CALLS]
+    quiet = tensors.get(_QUIET, rows[:, None][:, :0])
     named = zip(info.names, rows, quiet, strict=True)
     return {name: Call(row, own) for name, row, own in named}, info
 
@@ -97,7 +98,7 @@ def forget_call(path: Path, name: str) -> None:
     calls, info = read_calls(path)
     kept = {other: call for other, call in calls.items() if other != name}
     if kept:
-        FORMAT.save(path, _tensors(kept), replace(info, names=list(kept)))
+        FORMAT.save(path, _tensors(kept), replace(info, names=list(kept), version=VERSION))
     else:
         with FORMAT.naming(path):
             path.unlink()

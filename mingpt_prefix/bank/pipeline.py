@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mingpt_prefix.bank.calls import Callee, CallingGPT2, called_in, decode_calls, encode_call
-from mingpt_prefix.bank.store import Bank, known_base, read_bank
+from mingpt_prefix.bank.store import Bank, base_to_load, read_bank
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.config import Decoding
@@ -87,7 +87,7 @@ def open_bank(config: SampleConfig) -> BankPipeline:
     if any(file is not None for file in (config.run, config.prefix, config.lora)):
         raise ConfigError("--bank excludes --run, --prefix and --lora")
     bank: Bank = read_bank(config.bank)
-    name = known_base(bank, config.model)
+    name = base_to_load(bank, config.model)
     base = load_model(name, config.device, config.dtype, config.attention)
     tokenizer, model = tokenizer_of(base.config), bank.calling(base)
     prefix = bank.packed().to(base.device, base.wte.weight.dtype)

@@ -1,7 +1,6 @@
 """A bank: a folder of named prefixes for one base, and the special tokens that call them.
-
-    python -m mingpt_prefix.bank prefixes --add restaurants=runs/restaurants films=a.safetensors
-    python -m mingpt_prefix.bank prefixes                  # what is in it
+    mingpt-prefix bank prefixes --add restaurants=runs/restaurants films=a.safetensors
+    mingpt-prefix bank prefixes                            # what is in it
 
 `NAME.safetensors` is a prefix file, of an infix; adding one is copying it there.
 `_calls.safetensors` holds the learned embeddings (N, C) of the tokens `<|prefix:NAME|>`, whose they
@@ -10,7 +9,6 @@ without one can be called in a prompt, by a token that begins as the end token's
 model never writes it. Names of files are made of checked names alone.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,14 +164,14 @@ def add_prefix(folder: Path, name: str, source: Path) -> None:
     save_prefix(folder / f"{name}{_SUFFIX}", kv.kv, info)
 
 
-def known_base(bank: Bank, model: str | None) -> str:
+def base_to_load(bank: Bank, model: str | None) -> str:
     """The model to load for a bank: `model`, or the one it names; no path is taken from a file.
 
     Raises:
         PrefixError: when it was made for a model in a folder, and that was not named.
     """
     with FORMAT.naming(bank.folder):
-        return FORMAT.known_base(bank.infos[0], model, "bank")
+        return FORMAT.base_to_load(bank.infos[0], model, "bank")
 
 
 @dataclass(frozen=True)
@@ -195,11 +193,11 @@ def named_sources(given: Sequence[str], flag: str) -> list[tuple[str, str]]:
     return [(name, source) for name, _, source in pairs]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix bank") -> int:
     """The command line; returns the exit code."""
 
     def run() -> int:
-        args = parse(Args, argv, "mingpt_prefix.bank", __doc__)
+        args = parse(Args, argv, prog, __doc__.partition("\n\n")[0])
         for name, source in named_sources(args.add, "--add"):
             add_prefix(args.bank, name, Path(source))
         bank = read_bank(args.bank)
@@ -208,8 +206,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"{name}: {info.length} rows, call {learned}")
         return 0
 
-    return run_script("mingpt_prefix.bank", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_script(prog, run)

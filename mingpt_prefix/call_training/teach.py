@@ -24,7 +24,7 @@ import tyro
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.bank.calls import CallingGPT2
 from mingpt_prefix.bank.calls_file import Call, save_calls
-from mingpt_prefix.bank.store import CALLS_FILE, Bank, known_base, named_sources, read_bank
+from mingpt_prefix.bank.store import CALLS_FILE, Bank, base_to_load, named_sources, read_bank
 from mingpt_prefix.batch import Encoded, PrefixKV, batches
 from mingpt_prefix.call_training.lessons import (
     Lesson,
@@ -149,7 +149,7 @@ def teach(
     settings, bank = settings or Settings(), read_bank(folder)
     if sorted(name for name, _ in sources) != list(bank.names):
         raise ConfigError(f"--data: each of the bank's prefixes, once: {', '.join(bank.names)}")
-    base = load_model(known_base(bank, model_name), dtype="fp32")
+    base = load_model(base_to_load(bank, model_name), dtype="fp32")
     tokenizer, prefix = tokenizer_of(base.config), bank.packed().to(base.device)
     prepack(base, backward=True)
     # A new start: rows that were learned before might be of other prefixes.

@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     state = {**state, "step": step}
     content = {**state, _DIGEST: digest_of(held, state)}
     metadata = {_KEY: json.dumps(content, sort_keys=True)}
-    path = folder / f"step-{step:08d}.safetensors"
+    path = folder / _name(step)
     try:
         replace_atomically(path, lambda part: save_file(held, part, metadata))
         for old in _saved(folder)[:-KEEP]:
@@ -54,8 +54,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         raise CheckpointError(f"{shown(path)}: cannot be written: {error}") from None
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
+def load_newest(folder: Path, last_step: int | None = None) -> Checkpoint | None:
     """Read the newest checkpoint in `folder` that is whole; None if none was saved yet.
+
+    `last_step`: of those after later steps none is read.
 
     Raises:
         CheckpointError: when all are damaged, naming what is wrong.
@@ -63,6 +65,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
     name = shown(folder)
     wrong = None
     for path in reversed(_saved(folder)):
+        if last_step is not None and path.name > _name(last_step):
+            continue
         try:
             return _load(path)
         except UNREADABLE as error:
@@ -70,6 +74,14 @@ def load_newest(folder: Path) -> Checkpoint | None:
     if wrong is not None:
         raise CheckpointError(wrong)
     return None
+
+
+def drop_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than `step`, which a run that goes on from it makes
+    anew."""
+    for path in _saved(folder):
+        if path.name > _name(step):
+            path.unlink()
 
 
 def _load(path: Path) -> Checkpoint:
@@ -80,9 +92,13 @@ def _load(path: Path) -> Checkpoint:
     step, digest = state["step"], state.pop(_DIGEST, None)
     if digest != digest_of(tensors, state) and not (digest is None and state.keys() == _FIRST):
         raise ValueError("its SHA-256 differs")
-    if not isinstance(step, int) or path.name != f"step-{step:08d}.safetensors":
+    if not isinstance(step, int) or path.name != _name(step):
         raise ValueError("its name does not fit its step")
     return Checkpoint(step, tensors, state)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -19,7 +19,8 @@ from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, s
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = ("vocab.json", TOKENIZER_FILE)
 _TOKENIZER_KEY = "mingpt_prefix_tokenizer"
 _STORED_DTYPES = ("F16", "BF16", "F32", "F64")
 # Masks that old versions of transformers saved among the weights.

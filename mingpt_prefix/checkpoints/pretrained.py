@@ -24,6 +24,7 @@ from mingpt_prefix.checkpoints.atomic_write import part_of, swap_in, sync_folder
 from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.checkpoints.hf_format import (
     CONFIG_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     config_json,
     listed,
@@ -99,10 +100,15 @@ def load_base(config: TrainConfig) -> GPT2:
     return load_model(config.model, config.device, dtype, config.attention)
 
 
-def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: GPT2,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | None = None,
+) -> None:
     """Write the model as transformers does; `folder` is replaced whole or left as it was.
 
-    Equal models give equal bytes.
+    `tokenizer` is the text of its tokenizer.json. Equal models give equal bytes.
 
     Raises:
         WeightsError: when it cannot be written, or `folder` holds other files, which would be lost.
@@ -111,10 +117,10 @@ def save_model(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) ->
     part = part_of(folder)
     try:
         others = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if others := others - {CONFIG_FILE, WEIGHTS_FILE}:
+        if others := others - {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE}:
             raise WeightsError(f"{shown(folder)}: not replaced, for it holds {listed(others)}")
         part.mkdir(parents=True)
-        _write_model(model, part, dtype)
+        _write_model(model, part, dtype, tokenizer)
         swap_in(part, folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{shown(folder)}: {reason(error)}") from None
@@ -212,14 +218,16 @@ def model_folder(given: str | Path) -> Path:
     )
 
 
-def _write_model(model: GPT2, folder: Path, dtype: torch.dtype) -> None:
-    """The two files of a model in an empty folder, flushed to the disk."""
+def _write_model(model: GPT2, folder: Path, dtype: torch.dtype, tokenizer: str | None) -> None:
+    """The files of a model in an empty folder, flushed to the disk."""
     tensors = {
         f"transformer.{name}": parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()
     }
     text = json.dumps(config_json(model.config), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    if tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors may write a file that only its owner can read.
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode & 0o777)

@@ -33,14 +33,14 @@ _RUN_FILE_LIMIT = 1 << 20
 class RunFolder:
     """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
     that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`, and
-    `loss.png`."""
+    `loss.png`; with --log tensorboard `tensorboard/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.log_file = path / "checkpoint", path / "log.jsonl"
         self.prefix_file, self.model_folder = path / "prefix.safetensors", path / "model"
         self.lora_file = path / "lora.safetensors"
-        self.picture = path / "loss.png"
+        self.picture, self.tensorboard = path / "loss.png", path / "tensorboard"
 
     @classmethod
     def create(cls, path: Path, content: dict) -> "RunFolder":
@@ -137,6 +137,11 @@ class RunFolder:
             pass
         return lines
 
+    def logged_seconds(self) -> float:
+        """How long the logged steps took, by the last line; 0 if it does not say."""
+        seconds = [line.get("seconds") for line in self.read_log()[-1:]]
+        return next((s for s in seconds if isinstance(s, int | float)), 0.0)
+
 
 def read_run(folder: Path) -> dict:
     """What a run's run.json says: its settings under "config", and "result", None until it ends.
@@ -145,11 +150,16 @@ def read_run(folder: Path) -> dict:
         CheckpointError: naming the folder, when there is none, or it is damaged.
     """
     path = Path(folder) / RUN_FILE
+    if not path.is_file() and (other := instead_of("run", Path(folder))):
+        raise CheckpointError(f"{shown(folder)}: {other}")
+    return read_run_file(path)
+
+
+def read_run_file(path: Path) -> dict:
+    """The same from a run.json, which may lie elsewhere."""
     name = shown(path)
     try:
         if not path.is_file():
-            if other := instead_of("run", Path(folder)):
-                raise CheckpointError(f"{shown(folder)}: {other}")
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
         with path.open("rb") as file:
             data = file.read(_RUN_FILE_LIMIT + 1)
@@ -177,6 +187,11 @@ class Kept:
     lora: Path | None = None
     model: Path | None = None
 
+    @property
+    def is_prefix(self) -> bool:
+        """Whether a prefix is all: then the model is as it was, for other prefixes too."""
+        return self.prefix is not None and self.lora is None
+
 
 def kept_by(folder: Path) -> Kept:
     """What the finished run in `folder` has left.
@@ -187,7 +202,9 @@ def kept_by(folder: Path) -> Kept:
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
-        resume = f"python train.py --resume {shlex.quote(shown(folder))}"
+        from mingpt_prefix.cli.terminal import command  # here, for it brings tyro
+
+        resume = f"{command('train')} --resume {shlex.quote(shown(folder))}"
         raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")

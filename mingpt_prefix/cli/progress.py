@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import drop_output, is_terminal, quote, say
+from mingpt_prefix.cli.terminal import command, complain, drop_output, is_terminal, quote, say
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.trainer import Trainer
 
@@ -80,25 +81,29 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def training_bar(trainer: Trainer) -> Iterator[Callable[[step.Progress], None]]:
-    """A progress bar with loss, tokens/s and time left; without a terminal, a line now and then."""
+    """A progress bar with time left, loss and tokens/s, and a line above it for each dev loss;
+    without a terminal, a line now and then."""
     console = Console(stderr=False)
     if not console.is_terminal:
         yield _line_printer(trainer)
         return
+    # 60 characters are enough: the bar alone shrinks.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("left  {task.fields[note]}"),
     )
     meter = _Meter()
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task("training", total=trainer.total_steps, note="")
         bar.update(task, completed=trainer.step)
 
         def show(progress: step.Progress) -> None:
-            bar.update(task, completed=progress.step, note=meter.read(progress))
+            loss, dev, rate = meter.read(progress)
+            bar.update(task, completed=progress.step, note=f"{loss}  {rate}")
+            if dev:
+                bar.console.print(f"step {progress.step}  {loss}{dev}  {rate}", highlight=False)
 
         yield show
 
@@ -107,37 +112,36 @@ def _line_printer(trainer: Trainer) -> Callable[[step.Progress], None]:
     meter, every = _Meter(), max(1, trainer.total_steps // 20)
 
     def show(progress: step.Progress) -> None:
-        text = meter.read(progress)
-        if progress.step % every == 0 or progress.dev_loss is not None:
-            say(f"step {progress.step}/{trainer.total_steps}  {text}")
+        loss, dev, rate = meter.read(progress)
+        if dev or progress.step % every == 0:
+            say(f"step {progress.step}/{trainer.total_steps}  {loss}{dev}  {rate}")
 
     return show
 
 
 class _Meter:
-    """Loss (smoothed), tokens/s, and the last dev loss, as text."""
+    """Loss (smoothed), the dev loss if it is fresh, and tokens/s, as text."""
 
     def __init__(self) -> None:
-        self.start, self.tokens, self.loss, self.dev = time.monotonic(), 0, None, ""
+        self.start, self.tokens, self.loss = time.monotonic(), 0, None
 
-    def read(self, progress: step.Progress) -> str:
+    def read(self, progress: step.Progress) -> tuple[str, str, str]:
         self.tokens += progress.tokens
         self.loss = progress.loss if self.loss is None else 0.95 * self.loss + 0.05 * progress.loss
-        if progress.dev_loss is not None:
-            self.dev = f"  dev loss {progress.dev_loss:.3f}"
+        dev = "" if progress.dev_loss is None else f"  dev loss {progress.dev_loss:.3f}"
         rate = self.tokens / max(time.monotonic() - self.start, 1e-9)
-        return f"loss {self.loss:.3f}{self.dev}  {rate:,.0f} tokens/s"
+        return f"loss {self.loss:.3f}", dev, f"{rate:,.0f} tokens/s"
 
 
 def warn_of_changes(changed: Sequence[str]) -> None:
     """On stderr: what of the machine is not as it was when a resumed run was saved."""
     what = f"since it was saved this has changed: {'; '.join(changed)}"
-    print(f"train.py: {what}. The result may differ in its bytes.", file=sys.stderr)
+    complain(f"{what}. The result may differ in its bytes.")
 
 
 def resume_command(run: RunFolder) -> str:
     """The command that goes on with a run, to be pasted into a shell."""
-    return f"python train.py --resume {shlex.quote(str(run.path))}"
+    return f"{command('train')} --resume {shlex.quote(str(run.path))}"
 
 
 def rise(log: Sequence[dict]) -> str:
@@ -179,4 +183,4 @@ def say_result(
         is_folder = config.is_frozen and not trainer.model.name
         base = f" --model {shlex.quote(config.model)}" if is_folder else ""
         path = shlex.quote(str(run.path))
-        say(f"Next: python sample.py --run {path}{base} --table {quote(example)}")
+        say(f"Next: {command('sample')} --run {path}{base} --table {quote(example)}")

@@ -5,7 +5,11 @@ the dropout of Hu et al. (2021, table 11), at the rank and scale that PEFT's use
 its own.
 """
 
-from mingpt_prefix.config import TARGETS, Mode
+from collections.abc import Sequence
+from dataclasses import fields
+
+from mingpt_prefix.cli.flags import in_words
+from mingpt_prefix.config import TARGETS, Mode, TrainConfig
 
 _POSTER = dict(epochs=5, batch_size=10, micro_batch_size=10)
 _PRETRAIN = dict(
@@ -63,3 +67,17 @@ def recipe(mode: Mode, tiny: bool, **overrides) -> dict:
     if overrides.get("micro_batch_size") is None:
         chosen["micro_batch_size"] = min(chosen["micro_batch_size"], chosen["batch_size"])
     return chosen
+
+
+def default_in_words(name: str, modes: Sequence[Mode]) -> str:
+    """What the setting `name` is in these modes if no flag says otherwise: "gpt2 5, tiny 100"."""
+    fallback = {field.name: field.default for field in fields(TrainConfig)}[name]
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for mode in modes:
+        own, tiny_own = (in_words(r[mode].get(name, fallback)) for r in (RECIPES, TINY_RECIPES))
+        pairs.setdefault((own, tiny_own), []).append(mode)
+    parts = []
+    for (own, small), of in pairs.items():
+        named = f"{', '.join(of)}: " if parts else ""  # the first is the usual one
+        parts.append(named + (own if own == small else f"gpt2 {own}, tiny {small}"))
+    return "; ".join(parts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,28 +20,27 @@ from mingpt_prefix.checkpoints.pretrained import (
     weights_at_hand,
 )
 from mingpt_prefix.checkpoints.resuming import config_from_json
-from mingpt_prefix.checkpoints.run_folder import kept_by, read_run
+from mingpt_prefix.checkpoints.run_folder import kept_by, read_run, read_run_file
 from mingpt_prefix.cli.recipes import recipe
-from mingpt_prefix.cli.train_args import TrainArgs
+from mingpt_prefix.cli.train_args import LoraFlags, PrefixFlags, TrainArgs
 from mingpt_prefix.config import MODELS, Mode, ModelConfig, TrainConfig, flag_name
 from mingpt_prefix.data.datasets import load_examples
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import CheckpointError, ConfigError, DataError, shown
 
-_PREFIX_FLAGS = (
-    "prefix_length reparam no_reparam placement depth init_text init init_prefix"
-    " prefix_dropout".split()
-)
-_LORA_FLAGS = "lora_rank lora_alpha lora_targets lora_dropout lora_lr".split()
 # Flags that only some modes use.
 _FLAGS_OF = {
-    ("prefix", "prefix+lora"): _PREFIX_FLAGS,
-    ("lora", "prefix+lora"): _LORA_FLAGS,
+    ("prefix", "prefix+lora"): [field.name for field in dataclasses.fields(PrefixFlags)],
+    ("lora", "prefix+lora"): [field.name for field in dataclasses.fields(LoraFlags)],
     ("prefix+lora",): ["lora_lr"],
 }
-_CHOSEN = "model data device dtype attention graphs shard out resume mode no_reparam".split()
+_CHOSEN = (
+    "model data device dtype attention graphs shard log out config resume mode no_reparam"
+    " sweep sweep_width".split()
+)
 _RECIPE_FLAGS = tuple(f.name for f in dataclasses.fields(TrainArgs) if f.name not in _CHOSEN)
+_SETTINGS = ("model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS)
 
 
 def _given(args: TrainArgs, name: str) -> object:
@@ -62,6 +62,8 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
         WeightsError: for a model that cannot be loaded.
     """
     mode = args.mode or "prefix"
+    if args.sweep_width is not None:
+        raise ConfigError("--sweep-width is for --sweep")
     if mode == "pretrain" and not (args.model and args.data):
         raise ConfigError("--mode pretrain needs --model and --data with .txt or .txt.xz files")
     _check_flags_of(mode, args)
@@ -104,6 +106,35 @@ def resolve(args: TrainArgs) -> tuple[TrainConfig, str]:
     how = f"on {where} ({dtype}, {attention} attention)"
     line = f"Training {what[mode]} {model}{start} on {', '.join(data)}, {how}"
     return config, f"{line}: {why}."
+
+
+def repeat(args: TrainArgs) -> tuple[TrainConfig, str]:
+    """The settings of the run whose run.json is `args.config`, but for those that flags name, and a
+    line that says so.
+
+    Raises:
+        CheckpointError: when it is no run's.
+        ConfigError: for a setting that does not go with the others, or not with this machine.
+    """
+    config = config_from_json(read_run_file(args.config)["config"])
+    defaults, given = TrainArgs(), {}
+    for name in ("mode", *_SETTINGS):
+        value = _given(args, name)
+        if value != _given(defaults, name):
+            given[name] = value
+    _check_flags_of(args.mode or config.mode, args)
+    if args.init_prefix is not None:
+        given |= _of_prefix(args, args.init_prefix)
+    if "batch_size" in given:
+        given.setdefault("micro_batch_size", min(config.micro_batch_size, args.batch_size))
+    config = dataclasses.replace(config, **given)
+    choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
+    return config, f"Training with the settings of {shown(args.config)}{_but_for(given)}."
+
+
+def _but_for(names: Iterable[str]) -> str:
+    changed = ", ".join(f"--{flag_name(name)}" for name in names)
+    return f", but for {changed}" if changed else ""
 
 
 def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
@@ -183,7 +214,7 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     if content.get("result") is not None:
         raise CheckpointError(f"{shown(args.resume)}: this run has ended; {_train_on(args.resume)}")
     defaults = TrainArgs()
-    for name in ("mode", "model", "data", "device", "dtype", "attention", *_RECIPE_FLAGS):
+    for name in ("mode", *_SETTINGS):
         given = _given(args, name)
         had = getattr(config, name)
         if given in (_given(defaults, name), had):

@@ -1,6 +1,7 @@
 """What all programs share at the terminal: flags, lines on stdout, and how they end."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -11,6 +12,7 @@ from typing import TextIO, TypeVar
 
 import tyro
 
+from mingpt_prefix.cli.flags import as_tyro_shows, ungrouped, unknown
 from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
 
 T = TypeVar("T")
@@ -18,37 +20,82 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
 _BOX = re.compile(r"[─-╿]+")
 # A title that its text begins with again.
 _TWICE = re.compile(r"^(.{8,}?) (?=\1)", re.IGNORECASE)
+# tyro shows choices in any order, and None among them, which means that a flag is not given.
+_CHOICES = re.compile(r"(?<=Expected one of )\((.*?)\)")
+_NOT_FOR_USERS = re.compile(r" Argument helptext: .*|\bgroup-\d+\.")
+_OWN_NAME = re.compile(r"\bmingpt-prefix ([a-z]+)\b")
 # What torch says; not every message with "memory" in it means this.
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+_MODULE = "python -m mingpt_prefix"
+_prog = "mingpt-prefix"  # what this program was called as
 
 
-def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
-    """Flags as an instance of the dataclass `kind`; `--help` prints and exits.
+def parse(
+    kind: type[T],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    groups: Sequence[str] = (),
+) -> T:
+    """Flags as an instance of the dataclass `kind`; `--help` prints and exits. `groups` are the
+    titles of those that this program takes, if not all.
 
     Raises:
         ConfigError: for unknown flags and wrong types, in one line.
     """
-    said = io.StringIO()
+    said, has_groups = io.StringIO(), dataclasses.is_dataclass(kind)
+    description = re.sub(r"\n\n(?= )", "\n", description)  # tyro would make them two empty lines
+    description = _OWN_NAME.sub(lambda match: command(match[1]), description)
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind,
+            found = tyro.cli(
+                as_tyro_shows(kind, groups) if has_groups else kind,
                 prog=prog,
                 description=description,
                 args=None if argv is None else list(argv),
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(
+                    tyro.conf.AvoidSubcommands,
+                    tyro.conf.DisallowNone,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                ),
+                return_unknown_args=has_groups,
             )
     except SystemExit as end:
         if end.code in (0, None):
             raise
-    text = " ".join(_BOX.sub(" ", said.getvalue()).split())
-    text = _TWICE.sub("", text)
-    raise ConfigError(text or "the flags cannot be read")
+        text = " ".join(_BOX.sub(" ", said.getvalue()).split())
+        text = _CHOICES.sub(_in_order, _NOT_FOR_USERS.sub("", _TWICE.sub("", text)))
+        raise ConfigError(text or "the flags cannot be read") from None
+    if not has_groups:
+        return found
+    found, rest = found
+    if rest:
+        raise ConfigError(unknown(rest, kind, groups))
+    return ungrouped(kind, found)
+
+
+def _in_order(choices: re.Match[str]) -> str:
+    names = re.findall(r"'(.*?)'", choices[1])
+    return ", ".join(sorted(name for name in names if name != "None"))
 
 
 def say(text: str = "") -> None:
     """A line on stdout, at once."""
     print(text, flush=True)
+
+
+def command(name: str) -> str:
+    """How the program `name` is run, by the way in which this one was: "python train.py" or
+    "mingpt-prefix train"."""
+    if _prog.endswith(".py") and name in ("train", "sample"):
+        return f"python {name}.py"
+    return f"{_MODULE if _prog.startswith(_MODULE) else 'mingpt-prefix'} {name}"
+
+
+def complain(text: object) -> None:
+    """A line on stderr, at once, that begins with this program's name."""
+    print(f"{_prog}: {text}", file=sys.stderr, flush=True)
 
 
 def quote(text: str) -> str:
@@ -57,12 +104,15 @@ def quote(text: str) -> str:
 
 
 def run_script(prog: str, program: Callable[[], int]) -> int:
-    """The exit code of `program`; what goes wrong in it is one line on stderr, and exit code 2."""
+    """The exit code of `program`, which was called as `prog`; what goes wrong in it is one line on
+    stderr, and exit code 2."""
+    global _prog
+    _prog = prog
     set_up_streams()
     try:
         return program()
     except MingptPrefixError as error:
-        return fail(prog, error)
+        return fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -70,13 +120,13 @@ def run_script(prog: str, program: Callable[[], int]) -> int:
         return PIPE_CLOSED
     except OSError as error:
         if error.filename is not None:
-            return fail(prog, f"{shown(error.filename)}: {error.strerror or error}")
+            return fail(f"{shown(error.filename)}: {error.strerror or error}")
         drop_output(sys.stdout)
-        return fail(prog, f"cannot write: {error.strerror or error}")
+        return fail(f"cannot write: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
-        return fail(prog, "not enough memory for this model, batch and number of beams")
+        return fail("not enough memory for this model, batch and number of beams")
 
 
 def set_up_streams() -> None:
@@ -98,9 +148,9 @@ def is_terminal(stream: TextIO) -> bool:
     return hasattr(stream, "isatty") and stream.isatty()
 
 
-def fail(prog: str, why: object) -> int:
+def fail(why: object) -> int:
     """Say what is wrong in one line on stderr; returns exit code 2."""
-    print(f"{prog}: {why}", file=sys.stderr)
+    complain(why)
     return 2
 
 

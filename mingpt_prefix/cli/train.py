@@ -1,27 +1,19 @@
-"""Train a prefix, LoRA or all weights of a GPT-2 on tables; or pretrain one on plain text.
-
-python train.py --mode prefix
-python train.py --mode prefix+lora
-python train.py --mode finetune --model gpt2 --data e2e
-python train.py --mode pretrain --model gpt2 --data english.txt.xz
-python train.py --resume runs/prefix-tiny-1
-torchrun --nproc-per-node 2 train.py --mode finetune
-"""
+"""A training run: what it makes of its flags, the loop, and what it leaves behind."""
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix.accel.cuda_graphs import why_not_graphs
 from mingpt_prefix.accel.distributed import World, join
-from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
+from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.accel.fsdp import whole_model
 from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import resume_run, run_state
-from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder, read_run
+from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder
 from mingpt_prefix.cli.plots import save_loss_curve
 from mingpt_prefix.cli.progress import (
     resume_command,
@@ -31,13 +23,15 @@ from mingpt_prefix.cli.progress import (
     training_bar,
     warn_of_changes,
 )
-from mingpt_prefix.cli.settings import resolve, resume
-from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.cli.settings import repeat, resolve, resume
+from mingpt_prefix.cli.sweep import is_sweep, run_sweep
+from mingpt_prefix.cli.tensorboard import open_board, wants_board
+from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.errors import AdapterError, CheckpointError, WeightsError
+from mingpt_prefix.errors import AdapterError, CheckpointError, ConfigError, WeightsError
 from mingpt_prefix.evaluation.tasks import Task, load_task
-from mingpt_prefix.evaluation.training_run import make_trainer, origin, save_trained, score_kept
+from mingpt_prefix.evaluation.training_run import end_run, make_trainer, origin, save_trained
 from mingpt_prefix.trainer import Trainer
 
 SAVE_EVERY_S = 300.0
@@ -70,9 +64,12 @@ def begin(
     return run
 
 
-def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
+def train(
+    trainer: Trainer, run: RunFolder | None, world: World, add_to_board: Callable[[dict], None]
+) -> int:
     """The loop: log, keep the best and the last; returns the signal that stopped it, or 0."""
     unlogged, lines, saved_at = deque(), [], time.monotonic()
+    started = saved_at - (run.logged_seconds() if run is not None else 0.0)
     with stop_signals() as caught, training_bar(trainer) as show:
         for progress in trainer.steps():
             # All ranks save and stop at one step.
@@ -84,7 +81,9 @@ def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
             unlogged.append(progress)
             while len(unlogged) > (0 if is_due else trainer.stepper.lag):
                 show(unlogged[0])
-                lines.append(unlogged.popleft().log_line())
+                seconds = round(time.monotonic() - started, 3)
+                lines.append({**unlogged.popleft().log_line(), "seconds": seconds})
+                add_to_board(lines[-1])
             if progress.is_best:
                 save_trained(trainer, run, world)
             if is_due:
@@ -101,15 +100,7 @@ def train(trainer: Trainer, run: RunFolder | None, world: World) -> int:
 def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
     config = trainer.config
-    cost = {
-        "seconds": None if resumed else seconds,
-        "peak_memory": peak_memory(trainer.model.device),
-        "trained": trainer.n_trained,
-        "kept": trainer.n_kept,
-    }
-    score = score_kept(trainer, task, run)
-    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
-    run.write_run({**read_run(run.path), "result": result})
+    score = end_run(trainer, task, run, None if resumed else seconds)
     title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     log = run.read_log()
     drawn = save_loss_curve(log, run.picture, title)
@@ -117,7 +108,11 @@ def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed
 
 
 def run_training(args: TrainArgs, world: World) -> int:
-    config, why = resume(args) if args.resume else resolve(args)
+    if args.resume and args.config:
+        raise ConfigError("--config and --resume exclude each other")
+    choose = resume if args.resume else repeat if args.config else resolve
+    config, why = choose(args)
+    has_board = wants_board(args)
     say(why)
     if config.device == "cpu":
         keep_freed_memory()
@@ -132,7 +127,8 @@ def run_training(args: TrainArgs, world: World) -> int:
     run = begin(config, args, trainer, task, world)
     started = time.monotonic()
     try:
-        number = train(trainer, run, world)
+        with open_board(run if has_board else None, trainer.step) as add_to_board:
+            number = train(trainer, run, world, add_to_board)
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise
@@ -145,12 +141,8 @@ def run_training(args: TrainArgs, world: World) -> int:
     return 128 + number if number else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The whole run; returns the exit code."""
-
-    def run() -> int:
-        args = parse(TrainArgs, argv, "train.py", __doc__)
-        with join(args.device, args.shard) as world:
-            return run_training(args, world)
-
-    return run_script("train.py", run)
+def start(args: TrainArgs) -> int:
+    """The whole run, by its flags; returns the exit code."""
+    with join(args.device, args.shard) as world:
+        program = run_sweep if args.sweep or is_sweep(args.resume) else run_training
+        return program(args, world)

@@ -19,17 +19,15 @@ import urllib.request
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.atomic_write import cache_dir, write_atomically
+from mingpt_prefix.config import Split
 from mingpt_prefix.data.corpora import dart_files, webnlg_files
 from mingpt_prefix.data.parsing import LeftOut, read_bytes
 from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
 from mingpt_prefix.data.tables import Example, Table, format_table
 from mingpt_prefix.errors import DataError, printable, shown
-
-Split = Literal["train", "dev", "test", "test-known"]
 
 E2E_URL = "https://github.com/tuetschek/e2e-dataset/releases/download/v1.0.0/e2e-dataset.zip"
 E2E_SHA256 = "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac"
@@ -106,6 +104,20 @@ def group_references(examples: Iterable[Example]) -> list[tuple[Table, list[str]
     for example in examples:
         groups.setdefault(example.table, []).append(example.text)
     return list(groups.items())
+
+
+def load_references(
+    source: str, split: Split, columns: Columns = USUAL
+) -> list[tuple[Table, list[str]]]:
+    """The tables of one split of one source, each with its sentences. A single file is a test split
+    as it is.
+
+    Raises:
+        DataError: as `load_split`.
+    """
+    if split == "test" and Path(source).is_file():
+        return group_references(read_examples(Path(source), columns))
+    return group_references(load_split([source], split, columns))
 
 
 def e2e_available() -> bool:

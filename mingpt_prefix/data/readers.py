@@ -255,6 +255,17 @@ def table_from_line(line: str) -> Table:
     return table_from_json(obj)
 
 
+def as_table(given: Table | str | Mapping | list) -> Table:
+    """A table in any spelling: as `table_from_line` or `tables.table_from_json` reads it.
+
+    Raises:
+        TableError: with the position of the first mistake.
+    """
+    if isinstance(given, Table):
+        return given
+    return table_from_line(given) if isinstance(given, str) else table_from_json(given)
+
+
 def _examples_from_json(obj: object, columns: Columns, left_out: Counter[str]) -> list[Example]:
     if isinstance(obj, dict) and "tripleset" in obj:
         return dart_examples(obj, left_out)

@@ -1,13 +1,14 @@
-"""Which model and prefix write sentences, by the flags of sample.py.
+"""Which model and prefix write sentences: from Python, and by the flags of sample.py.
 
-pipeline = open_pipeline(SampleConfig(run=Path("runs/prefix-tiny-1")))
-pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+pipeline = load_pipeline("runs/prefix-tiny-1")
+pipeline(["name[The Mill], eatType[pub]"])
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from mingpt_prefix import tiny
+from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.adapters.lora_file import load_folded
 from mingpt_prefix.adapters.prefix_file import (
     FORMAT,
@@ -31,6 +32,34 @@ from mingpt_prefix.errors import ConfigError, PrefixError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.evaluation.table_to_text import Pipeline
 from mingpt_prefix.model import GPT2
+
+
+def load_pipeline(
+    source: str | Path | None = None,
+    model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+) -> Pipeline:
+    """What writes sentences for tables, by a finished run's folder, a prefix file or a LoRA file.
+
+    Without a `source` it is chosen as sample.py does: the newest finished run under runs/, else the
+    embedded model's prefix. `model` is what the source was made for: a folder must be named, a
+    known name is found. `device`: auto, cpu or cuda; `dtype`: auto, fp32, bf16, fp16 or fp64;
+    `attention`: auto, reference or triton.
+
+    Raises:
+        CheckpointError, PrefixError, LoraError, WeightsError: naming the file that is missing,
+            damaged, or does not fit the model.
+        ConfigError: for an unknown or absent device, dtype or attention.
+        DataError: when GPT-2's tokenizer is neither cached nor to be downloaded.
+    """
+    how = {"model": model, "device": device, "dtype": dtype, "attention": attention}
+    if source is None:
+        return open_pipeline(SampleConfig(**how))
+    path = Path(source)
+    kind = "run" if path.is_dir() else "lora" if LORA_FORMAT.claims(path) else "prefix"
+    return open_pipeline(SampleConfig(**how, **{kind: path}))
 
 
 def open_pipeline(config: SampleConfig) -> Pipeline:
@@ -81,7 +110,7 @@ def _of_run(config: SampleConfig, folder: Path, called: str) -> Pipeline:
 def _with_prefix(config: SampleConfig, file: Path, called: str) -> Pipeline:
     kv, info = read_prefix(file)
     with FORMAT.naming(file):
-        base = FORMAT.known_base(info, config.model)
+        base = FORMAT.base_to_load(info, config.model)
     model = _load(config, base)
     with FORMAT.naming(file):
         check_prefix(info, kv, model)

@@ -1,24 +1,29 @@
 """From tables to sentences: prompts in, generation, lines of text out.
 
 pipeline = Pipeline(model, load_tokenizer("gpt2"), prefix)
-pipeline.write([parse_table("name[The Mill], eatType[pub]")], Decoding(beams=5))
+pipeline(["name[The Mill], eatType[pub]", {"name": "Café Rouge"}])     # a sentence per table
+pipeline.write_scored([parse_table("name[The Mill]")], Decoding(beams=5, num_return_sequences=3))
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.encoding import encode_prompt
+from mingpt_prefix.data.readers import as_table
 from mingpt_prefix.data.tables import TEXT_FORMAT, Table
 from mingpt_prefix.data.tokenizer import Tokenizer
-from mingpt_prefix.errors import TableError
+from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.evaluation.sample_config import BEAMS
 from mingpt_prefix.generation.decoding import GREEDY, generate_scored
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.model import GPT2
 
+# A table in any of its spellings: "name[The Mill]", JSON of it, {"name": "The Mill"}, triples.
+Spelled = Table | str | Mapping | list
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -45,6 +50,31 @@ class Pipeline:
     origin: str = ""
     slots: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Pipeline({self.origin or self.model})"
+
+    def __call__(
+        self, tables: Sequence[Spelled], beams: int = BEAMS, seed: int = 0, **settings
+    ) -> list[str]:
+        """One sentence per table, in the order of the tables; `beams` 1 is greedy.
+
+        A table is "name[The Mill], eatType[pub]", {"name": "The Mill"} or JSON of it, a list of
+        (subject, predicate, object) triples, or what `parse_table` returns. `settings` are the
+        others of `Decoding`; those that sample need `beams=1`, and draw by `seed`.
+
+        Raises:
+            TableError: naming the first table (from 0) that is bad, or too long for the model.
+            ConfigError: for a setting that is out of range, or one table instead of a list.
+        """
+        if isinstance(tables, Table | str | Mapping):
+            raise ConfigError("tables: a list of tables is expected, not one")
+        decoding = Decoding(beams=beams, **settings)
+        written = self.write(tables, decoding, [seed] * len(tables))
+        for number, said in enumerate(written):
+            if isinstance(said, TableError):
+                raise TableError(f"tables: number {number}: {said}", said.position)
+        return written
+
     @property
     def is_infix(self) -> bool:
         return self.prefix is not None and self.placement == "infix"
@@ -55,21 +85,21 @@ class Pipeline:
         rows = 0 if self.prefix is None or self.is_infix else int(self.prefix.lengths[0])
         return self.model.config.n_positions - rows
 
-    def prompt(self, table: Table) -> list[int]:
+    def prompt(self, table: Spelled) -> list[int]:
         """What the model is given for `table`.
 
         Raises:
-            TableError: if it leaves no room for a new token, or lacks a slot that the text format's
-                template has a field for.
+            TableError: if it cannot be read, leaves no room for a new token, or lacks a slot that
+                the text format's template has a field for.
             ConfigError: for a text format that this version does not know.
         """
-        prompt = encode_prompt(self.tokenizer, table, self.text_format)
+        prompt = encode_prompt(self.tokenizer, as_table(table), self.text_format)
         check_room(len(prompt), self.room, "table")
         return prompt
 
     def write(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[Spelled],
         decoding: Decoding = GREEDY,
         seeds: Sequence[int] | None = None,
     ) -> list[str | TableError]:
@@ -79,7 +109,7 @@ class Pipeline:
 
     def write_scored(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[Spelled],
         decoding: Decoding = GREEDY,
         seeds: Sequence[int] | None = None,
     ) -> list[list[Sentence] | TableError]:

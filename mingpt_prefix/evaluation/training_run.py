@@ -2,7 +2,7 @@
 
 trainer = make_trainer(config, model, task.train_set, task.dev_set)
 save_trained(trainer, run)
-score_kept(trainer, task, run).line      # "dev BLEU 61.2"
+end_run(trainer, task, run, seconds).line      # "dev BLEU 61.2"
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from mingpt_prefix.accel.buckets import of_few_sizes
 from mingpt_prefix.accel.cuda_graphs import GraphedStep, why_not_graphs
 from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.accel.distributed_step import DistributedStep
+from mingpt_prefix.accel.environment import peak_memory
 from mingpt_prefix.accel.fsdp import whole_model
 from mingpt_prefix.accel.prepacked_linear import prepack
 from mingpt_prefix.adapters.learned import make_adapters
@@ -19,9 +20,11 @@ from mingpt_prefix.adapters.lora_file import LoraInfo, folded_fingerprint, load_
 from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_prefix
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
-from mingpt_prefix.checkpoints.run_folder import RunFolder
+from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.data.templates import text_format_of
+from mingpt_prefix.data.tokenizer import load_tokenizer
+from mingpt_prefix.data.tokenizer_json import tokenizer_json
 from mingpt_prefix.evaluation.tasks import Score, Task
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import EagerStep, TrainStep
@@ -90,7 +93,9 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
     if run is None:
         return
     if not config.is_frozen:
-        save_model(model, run.model_folder)
+        name = model.config.tokenizer
+        text = None if name is None else tokenizer_json(load_tokenizer(name))
+        save_model(model, run.model_folder, tokenizer=text)
         return
     learned, fingerprint = trainer.folded(), model.fingerprint
     same = {
@@ -118,7 +123,21 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
         save_prefix(run.prefix_file, learned.prefix.kv, info)
 
 
-def score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
+def end_run(trainer: Trainer, task: Task, run: RunFolder, seconds: float | None) -> Score:
+    """Score what was kept, and write the run's result; `seconds` None: they are not known."""
+    cost = {
+        "seconds": seconds,
+        "peak_memory": peak_memory(trainer.model.device),
+        "trained": trainer.n_trained,
+        "kept": trainer.n_kept,
+    }
+    score = _score_kept(trainer, task, run)
+    result = {"steps": trainer.step, "best_step": trainer.best_step, **score.values, **cost}
+    run.write_run({**read_run(run.path), "result": result})
+    return score
+
+
+def _score_kept(trainer: Trainer, task: Task, run: RunFolder) -> Score:
     """The score of what the run has kept, read back from its files."""
     config = trainer.config
     how = {"device": config.device, "attention": config.attention}

@@ -1,1 +1,1 @@
-"""Adapters in the forms of other libraries, out and in: `python -m mingpt_prefix.export`."""
+"""Adapters in the forms of other libraries, out and in: `mingpt-prefix export`."""

@@ -1,15 +1,13 @@
 """Prefixes and LoRA out to other libraries, and in from PEFT.
+    mingpt-prefix export --to peft runs/prefix-gpt2-1 adapter
+    mingpt-prefix export --to past-key-values runs/prefix-gpt2-1 past.safetensors
+    mingpt-prefix export --from peft adapter mine.safetensors --model gpt2
 
-python -m mingpt_prefix.export --to peft runs/prefix-gpt2-1 adapter
-python -m mingpt_prefix.export --to past-key-values runs/prefix-gpt2-1 past.safetensors
-python -m mingpt_prefix.export --from peft adapter mine.safetensors --model gpt2
-
---to takes a run's folder, a prefix file or a LoRA file. What --from writes is a prefix file, by
-which sample.py --prefix writes and from which train.py --init-prefix trains on, or a LoRA file, by
-which sample.py --lora writes.
+--to takes a run's folder, a prefix file or a LoRA file; --model names the base of a file that was
+made for a model's folder, so that PEFT finds it. --from writes a prefix file (for `sample --prefix`
+and `train --init-prefix`), or a LoRA file (for `sample --lora`).
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from mingpt_prefix import tiny
 from mingpt_prefix.adapters.lora_file import FORMAT as LORA_FORMAT
 from mingpt_prefix.adapters.lora_file import LoraInfo, check_lora, read_lora, save_lora
 from mingpt_prefix.adapters.prefix_file import FORMAT as PREFIX_FORMAT
@@ -27,8 +26,9 @@ from mingpt_prefix.adapters.prefix_file import (
     read_prefix,
     save_prefix,
 )
+from mingpt_prefix.checkpoints.hub import REPOS
 from mingpt_prefix.checkpoints.pretrained import load_model
-from mingpt_prefix.checkpoints.run_folder import kept_by
+from mingpt_prefix.checkpoints.run_folder import kept_by, read_run
 from mingpt_prefix.cli.terminal import parse, run_script, say
 from mingpt_prefix.config import MODELS
 from mingpt_prefix.data.templates import text_format_of
@@ -62,9 +62,10 @@ class Args:
     from_: Annotated[Literal["peft"] | None, arg(name="from")] = None
     """read what PEFT trained"""
     model: str | None = None
-    """with --from: the model it was trained on; needed unless the adapter names one of OpenAI's"""
+    """the model it was trained on; --from needs it unless the adapter names one of OpenAI's, and
+    --to peft for a file that was made for a model's folder"""
     input_template: str | None = None
-    """with --from: how tables are spelled for it, as train.py has it"""
+    """with --from: what it is given for a table: "{title} by {author}", say"""
 
 
 def learned_file(source: Path) -> Path:
@@ -85,31 +86,43 @@ def learned_file(source: Path) -> Path:
     return kept.prefix or kept.lora
 
 
-def export(source: Path, to: str, target: Path) -> None:
-    """Write what `source` holds to `target`, in the form `to`.
+def export(source: Path, to: str, target: Path, model: str | None = None) -> None:
+    """Write what `source` holds to `target`, in the form `to`; `model` is what it was trained on.
 
     Raises:
-        CheckpointError, PrefixError, LoraError, ConfigError: naming the file.
+        CheckpointError, PrefixError, LoraError, WeightsError, ConfigError: naming the file.
     """
     file = learned_file(source)
-    if LORA_FORMAT.claims(file):
-        _export_lora(file, to, target)
-    else:
-        _export_prefix(file, to, target)
-
-
-def _export_prefix(file: Path, to: str, target: Path) -> None:
-    prefix, info = read_prefix(file)
-    write = write_adapter if to == "peft" else write_past_key_values
-    with PREFIX_FORMAT.naming(file):
-        check_alone(info)
-        write(target, prefix, info)
-
-
-def _export_lora(file: Path, to: str, target: Path) -> None:
-    if to != "peft":
+    is_lora = LORA_FORMAT.claims(file)
+    form = LORA_FORMAT if is_lora else PREFIX_FORMAT
+    learned, info = read_lora(file) if is_lora else read_prefix(file)
+    if is_lora and to != "peft":
         raise ConfigError(f"--to {to}: {shown(file)} is LoRA, which has no keys and values")
-    write_lora_adapter(target, *read_lora(file))
+    given = None if model is None else load_model(model, "cpu", "fp32")
+    with form.naming(file):
+        if given is not None:
+            form.check_base(info, given.fingerprint, given.name)
+        if not is_lora:
+            check_alone(info)
+        if to != "peft":
+            write_past_key_values(target, learned, info)
+            return
+        write = write_lora_adapter if is_lora else write_adapter
+        write(target, learned, info, _base_for_peft(model or info.base or _base_of(source)))
+
+
+def _base_of(source: Path) -> str:
+    """The base model as the settings of the run `source` name it; "" for a file."""
+    return str(read_run(source)["config"].get("model", "")) if source.is_dir() else ""
+
+
+def _base_for_peft(model: str) -> str | None:
+    """A known model's hub name, or the path of a folder; None for neither."""
+    if model in REPOS:
+        return REPOS[model]
+    folder = tiny.MODEL if model == "tiny" else Path(model)
+    # A path that starts at the root: any other might be taken for a name on the hub.
+    return str(folder.resolve()) if model and folder.is_dir() else None
 
 
 def import_adapter(folder: Path, target: Path, model: str | None, template: str | None) -> None:
@@ -163,24 +176,20 @@ def _lora_info(adapter: LoraAdapter, model: GPT2, text_format: str) -> LoraInfo:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix export") -> int:
     """The command line; returns the exit code."""
 
     def run() -> int:
-        args = parse(Args, argv, "mingpt_prefix.export", __doc__)
+        args = parse(Args, argv, prog, __doc__)
         if (args.to is None) == (args.from_ is None):
             raise ConfigError("one of --to and --from is needed, and only one")
         if args.to is not None:
-            if args.model or args.input_template:
-                raise ConfigError("--model and --input-template go with --from")
-            export(args.source, args.to, args.target)
+            if args.input_template:
+                raise ConfigError("--input-template goes with --from")
+            export(args.source, args.to, args.target, args.model)
         else:
             import_adapter(args.source, args.target, args.model, args.input_template)
         say(f"Written: {shown(args.target)}.")
         return 0
 
-    return run_script("mingpt_prefix.export", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_script(prog, run)

@@ -22,7 +22,7 @@ from mingpt_prefix.errors import LoraError, printable
 from mingpt_prefix.export.peft_folder import (
     CONFIG_FILE,
     check_type,
-    known_base,
+    named_base,
     open_weights,
     own_info,
     read_config,
@@ -64,8 +64,12 @@ class LoraAdapter:
         return sorted(self.low_rank.factors)
 
 
-def write_lora_adapter(folder: Path, low_rank: LowRank, info: LoraInfo) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads; equal changes give equal bytes.
+def write_lora_adapter(
+    folder: Path, low_rank: LowRank, info: LoraInfo, base: str | None = None
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads; `base` is its model's name or path.
+
+    Equal changes give equal bytes.
 
     Raises:
         LoraError: when it cannot be written.
@@ -85,7 +89,7 @@ def write_lora_adapter(folder: Path, low_rank: LowRank, info: LoraInfo) -> None:
         "r": info.rank,
         "target_modules": info.targets,
     }
-    write_folder(folder, config, tensors, info, FORMAT)
+    write_folder(folder, config, tensors, info, FORMAT, base)
 
 
 def read_lora_adapter(folder: Path) -> LoraAdapter:
@@ -106,7 +110,7 @@ def read_lora_adapter(folder: Path) -> LoraAdapter:
         if info is not None and (info.rank, info.alpha) != (rank, alpha):
             said = f"rank {info.rank} and alpha {info.alpha:g}"
             raise LoraError(f"it was saved with {said}; {CONFIG_FILE} says {rank} and {alpha:g}")
-    return LoraAdapter(LowRank(factors, alpha / rank), rank, alpha, known_base(config), info)
+    return LoraAdapter(LowRank(factors, alpha / rank), rank, alpha, named_base(config), info)
 
 
 def _check_config(config: dict) -> tuple[int, float]:

@@ -22,7 +22,7 @@ from mingpt_prefix.errors import PrefixError, printable
 from mingpt_prefix.export.peft_folder import (
     CONFIG_FILE,
     check_type,
-    known_base,
+    named_base,
     open_weights,
     own_info,
     read_config,
@@ -46,8 +46,12 @@ class PrefixAdapter:
     info: PrefixInfo | None
 
 
-def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
-    """Write a folder that `PeftModel.from_pretrained` loads; equal prefixes give equal bytes.
+def write_adapter(
+    folder: Path, prefix: PrefixKV, info: PrefixInfo, base: str | None = None
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained` loads; `base` is its model's name or path.
+
+    Equal prefixes give equal bytes.
 
     Raises:
         PrefixError: for an infix, which PEFT does not have, and when it cannot be written.
@@ -66,7 +70,7 @@ def write_adapter(folder: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
         "prefix_projection": False,
         "token_dim": n_head * head_dim,
     }
-    write_folder(folder, config, {_TENSOR: flat}, info, FORMAT)
+    write_folder(folder, config, {_TENSOR: flat}, info, FORMAT, base)
 
 
 def write_past_key_values(path: Path, prefix: PrefixKV, info: PrefixInfo) -> None:
@@ -111,7 +115,7 @@ def read_adapter(folder: Path) -> PrefixAdapter:
         info = own_info(file, FORMAT)
     rows = flat.view(length, n_layer, 2, n_head, width // n_head)  # (P, L, 2, H, D)
     kv = rows.permute(1, 2, 0, 3, 4).contiguous()  # (L, 2, P, H, D)
-    return PrefixAdapter(PrefixKV.from_tensor(kv), known_base(config), info)
+    return PrefixAdapter(PrefixKV.from_tensor(kv), named_base(config), info)
 
 
 def _check_config(config: dict) -> tuple[int, ...]:

@@ -114,6 +114,6 @@ def _load(module: str) -> ModuleType:
 
 def _missing(what: str) -> ConfigError:
     return ConfigError(
-        f"METEOR, ROUGE-L and CIDEr need {what}: pip install 'mingpt-prefix[metrics]';"
+        f"METEOR, ROUGE-L and CIDEr need {what}: pip install -e '.[metrics]';"
         " BLEU and NIST work without"
     )

@@ -17,8 +17,8 @@ from mingpt_prefix.checkpoints.run_folder import (
     RUN_FILE,
     RUNS,
     RunFolder,
+    kept_by,
     newest_finished,
-    read_run,
 )
 from mingpt_prefix.errors import ConfigError, printable, shown
 from mingpt_prefix.evaluation.pipeline import open_pipeline
@@ -48,21 +48,22 @@ def open_models(config: SampleConfig) -> list[ServedModel]:
         config = replace(config, run=newest_finished(RUNS))
     first = open_pipeline(config)
     tuned, prefixes = [], []
-    if config.lora is not None or (config.run is not None and _mode(config.run) != "prefix"):
+    if config.lora is not None or (config.run is not None and not kept_by(config.run).is_prefix):
         tuned.append((_first_name(config), first))
     elif first.prefix is not None:
         prefixes.append((_first_name(config), first))
     alone = replace(config, run=None, prefix=None, lora=None)
     for path in config.beside:
-        mode = _mode(path) if (path / RUN_FILE).exists() else "prefix"
-        if mode != "prefix":
+        kept = kept_by(path) if (path / RUN_FILE).exists() else None
+        name = _file_name(path) if kept is None else path.resolve().name
+        if kept is not None and not kept.is_prefix:
             # LoRA is on a base that may have to be named; other runs have a model of their own.
-            base = config.model if mode in ("lora", "prefix+lora") else None
-            tuned.append((path.resolve().name, open_pipeline(replace(alone, run=path, model=base))))
-        elif LORA_FORMAT.claims(path):
-            tuned.append((_file_name(path), open_pipeline(replace(alone, lora=path))))
+            base = config.model if kept.model is None else None
+            tuned.append((name, open_pipeline(replace(alone, run=path, model=base))))
+        elif kept is None and LORA_FORMAT.claims(path):
+            tuned.append((name, open_pipeline(replace(alone, lora=path))))
         else:
-            prefixes.append(_prefix_beside(path, first))
+            prefixes.append((name, _prefix_beside(kept.prefix if kept else path, first)))
     origin = "the same model without a prefix" if prefixes else first.origin
     frozen = (
         []
@@ -78,14 +79,14 @@ def open_models(config: SampleConfig) -> list[ServedModel]:
     return models
 
 
-def prefix_beside(path: Path, first: Pipeline, taken: set[str]) -> ServedModel:
-    """The prefix of a file or run on the first one's model; its name is none of those taken.
+def prefix_beside(file: Path, first: Pipeline, taken: set[str]) -> ServedModel:
+    """The prefix of a file on the first one's model; its name is none of those taken.
 
     Raises:
         PrefixError: as `read_fitting`.
     """
-    name, pipeline = _prefix_beside(path, first)
-    return _served(_free_name(name, taken), "prefix", pipeline)
+    pipeline = _prefix_beside(file, first)
+    return _served(_free_name(_file_name(file), taken), "prefix", pipeline)
 
 
 def _served(name: str, kind: Kind, pipeline: Pipeline) -> ServedModel:
@@ -93,11 +94,6 @@ def _served(name: str, kind: Kind, pipeline: Pipeline) -> ServedModel:
         model = pipeline.model
         pipeline = replace(pipeline, prefix=prefix.to(model.device, model.wte.weight.dtype))
     return ServedModel(name, kind, pipeline)
-
-
-def _mode(folder: Path) -> object:
-    """A run's; only one in prefix mode leaves the model as it is, for other prefixes too."""
-    return read_run(folder)["config"].get("mode")
 
 
 def _first_name(config: SampleConfig) -> str:
@@ -114,16 +110,13 @@ def _file_name(file: Path) -> str:
     return file.resolve().parent.name if is_of_run else file.stem
 
 
-def _prefix_beside(path: Path, first: Pipeline) -> tuple[str, Pipeline]:
-    """The name and the pipeline of a prefix on the first one's model."""
-    is_run = (path / RUN_FILE).exists()
-    file = RunFolder(path).prefix_file if is_run else path
+def _prefix_beside(file: Path, first: Pipeline) -> Pipeline:
+    """The pipeline of a prefix on the first one's model."""
     kv, info = read_fitting(file, first.model)
     origin = f"the prefix {shown(file)} on the same model"
-    pipeline = replace(
+    return replace(
         first, prefix=kv, text_format=info.text_format, placement=info.placement, origin=origin
     )
-    return path.resolve().name if is_run else _file_name(path), pipeline
 
 
 def _free_name(name: str, taken: set[str] | tuple[()]) -> str:

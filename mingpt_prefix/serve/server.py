@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mingpt_prefix.cli.terminal import complain
 from mingpt_prefix.errors import ConfigError, printable
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.serve.models import ServedModel, open_models
@@ -49,7 +50,7 @@ try:
     from mingpt_prefix.serve.monitoring import Monitored, log
     from mingpt_prefix.serve.watching import WatchedFolder
 except ImportError:
-    needed = "--serve needs starlette, uvicorn and prometheus-client: pip install -e '.[serve]'"
+    needed = "serving needs starlette, uvicorn and prometheus-client: pip install -e '.[serve]'"
     raise ConfigError(needed) from None
 
 PAGE = Path(__file__).with_name("page.html")
@@ -210,7 +211,7 @@ def _guarded(endpoint: Endpoint, hosts: set[str] | None) -> Endpoint:
             return _refusal(request, 499, "the client went away")
         except Exception as error:
             what = printable(f"{type(error).__name__}: {error}", 300)
-            print(f"sample.py: {request.url.path}: {what}", file=sys.stderr, flush=True)
+            complain(f"{request.url.path}: {what}")
             return _refusal(request, 500, FAILED)
 
     return answer

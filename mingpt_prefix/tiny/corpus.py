@@ -20,7 +20,7 @@ from mingpt_prefix.tiny.names import WORDINGS, Names
 from mingpt_prefix.tiny.sentences import FORMS, Author, Fact, Thing, describe
 
 Rows = Sequence[tuple[str, str]]
-_SIZES = (1, 2, 3, 3, 4, 4, 5, 5, 6, 7)  # slots of a table, beside its name and kind
+_SIZES = (2, 3, 3, 4, 4, 5, 5, 6, 6, 7)  # slots of a table, beside its name and kind
 _POSSESSIVES = {"it": "its", "she": "her", "he": "his"}
 _STYLES: dict[str, list] = WORDINGS["styles"]
 _GIVEN = [" : ", " | "]  # of the form in which a prefix is given tables

@@ -28,21 +28,13 @@ from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.data.text import documents
-from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES
+from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES, load_tokenizer
+from mingpt_prefix.data.tokenizer_json import tokenizer_json
 from mingpt_prefix.tiny import corpus, steerable
 
-ENGLISH_BYTES, TABLE_BYTES = 14_000_000, 46_000_000
+ENGLISH_BYTES, TABLE_BYTES = 30_000_000, 46_000_000
 VOCABULARY = 1024  # with the end token
-FIRST_STAGE = (
-    "--block-size",
-    "448",
-    "--batch-size",
-    "12",
-    "--micro-batch-size",
-    "12",
-    "--lr",
-    "3e-3",
-)
+FIRST_STAGE = "--block-size 448 --batch-size 12 --micro-batch-size 12 --lr 3e-3".split()
 
 
 def write_text(english: Sequence[Path], out: Path) -> None:
@@ -134,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrain = ("--mode", "pretrain", "--model", "tiny", "--data", str(text), *FIRST_STAGE)
     train(first, *pretrain, "--max-steps", str(steps[0]), "--dtype", options.dtype)
     steerable.train(first / "model", text, base, steerable.Args(steps[1], dtype=options.dtype))
-    save_model(load_model(base / "model", dtype="fp32"), tiny.MODEL, torch.float16)
+    model = load_model(base / "model", dtype="fp32")
+    tokenizer = tokenizer_json(load_tokenizer(model.config.tokenizer))
+    save_model(model, tiny.MODEL, torch.float16, tokenizer)
     train(prefix, "--mode", "prefix", "--model", "tiny", "--device", "cpu")
     shutil.copyfile(prefix / "prefix.safetensors", tiny.PREFIX)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mingpt_prefix.accel.buckets import of_few_sizes
+from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
@@ -43,7 +44,7 @@ from mingpt_prefix.tiny.corpus import (
 )
 
 LONGEST = 250  # tokens of an example: all of a step's are padded to the longest
-WINDOW = 256  # tokens of text read at once
+WINDOW = 448  # tokens of text read at once
 SAVE_EVERY = 100  # steps
 _FIRST = 8  # examples, whose last tokens a prefix begins as
 
@@ -55,11 +56,11 @@ class Args:
 
     steps: int
     lr: float = 1.5e-3
-    pool: int = 24
-    life: int = 250
-    tasks: int = 4
+    pool: int = 20
+    life: int = 150
+    tasks: int = 8
     examples: int = 4
-    windows: int = 2
+    windows: int = 4
     dtype: str = "bf16"
     seed: int = 0
 
@@ -122,10 +123,15 @@ def tables_batch(lives: Sequence[Life], examples: int) -> tuple[PackedBatch, Pre
 
 
 def train_together(
-    model: GPT2, args: Args, text: Sequence[Encoded], source: Source, folder: Path | None = None
+    model: GPT2,
+    args: Args,
+    text: Sequence[Encoded],
+    source: Source,
+    folder: Path | None = None,
+    world: World = ALONE,
 ) -> GPT2:
     """`model`, trained in place; from where the last checkpoint in `folder` left off, with new
-    tasks."""
+    tasks. Each rank of `world` has a pool of its own."""
     fixed = dict(model="tiny", data=(), dtype=args.dtype)
     of_base = recipe("pretrain", True, lr=args.lr, max_steps=args.steps)
     config = TrainConfig("pretrain", **fixed, **of_base)
@@ -135,7 +141,7 @@ def train_together(
     if folder is not None and (checkpoint := load_newest(folder)):
         load_trained_state(model, optimizers, checkpoint.tensors)
         first = checkpoint.step
-    rng = Random(args.seed * 1_000_003 + first)
+    rng = Random((args.seed * 1_000_003 + first) * world.size + world.rank)
 
     def live(age: int = 0) -> Life:
         return Life(rng, source, model, of_rows, age)
@@ -147,12 +153,14 @@ def train_together(
         tables, prefix = tables_batch([pool[i] for i in chosen], args.examples)
         plain = pack([text[rng.randrange(len(text))] for _ in range(args.windows)])
         plain = plain.to(model.device)
-        count = tables.n_targets + plain.n_targets
+        count = float(world.sum(torch.tensor(float(tables.n_targets + plain.n_targets))))
         losses: list[Tensor] = []
         for batch, rows in ((tables, prefix), (plain, None)):
             loss = summed_loss(batch, rows)
             (loss / count).backward()
             losses.append(loss.detach() / batch.n_targets)
+        for parameter in model.parameters():
+            parameter.grad = world.sum(parameter.grad)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         _step(optimizers, learning_rate(step, args.steps, config))
         for i in chosen:
@@ -162,12 +170,12 @@ def train_together(
         if (step + 1) % SAVE_EVERY == 0:
             of_tables, of_text = map(float, losses)
             say(f"step {step + 1}/{args.steps}  tables {of_tables:.3f}  text {of_text:.3f}")
-            if folder is not None:
+            if folder is not None and world.is_main:
                 save_checkpoint(folder, step + 1, trained_state(model, optimizers), {})
     return model
 
 
-def train(start: Path, text: Path, out: Path, args: Args) -> None:
+def train(start: Path, text: Path, out: Path, args: Args, world: World = ALONE) -> None:
     """Train the model in the folder `start` on, and save it as `out`/model."""
     if (out / "model").exists():
         return
@@ -176,4 +184,6 @@ def train(start: Path, text: Path, out: Path, args: Args) -> None:
     tokenizer = load_tokenizer(model.config.tokenizer)
     windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
     source = Source(tokenizer, everyday_words("\n".join(documents(text))), overlap_with_sample())
-    save_model(train_together(model, args, windows, source, out), out / "model")
+    train_together(model, args, windows, source, out, world)
+    if world.is_main:
+        save_model(model, out / "model")

@@ -1,0 +1,103 @@
+"""Write sentences for all tables of a data set, and score them by the five metrics of E2E's script.
+    mingpt-prefix score --run runs/prefix-gpt2-1 --data e2e --split test
+    mingpt-prefix score --run runs/prefix-tiny-1 --data sample --beams 1
+    mingpt-prefix score --run runs/books --data test.csv --text-field blurb --out books
+
+Saves outputs.txt and references.txt, as the official script reads them, and scores.json. Of the
+sample data, the share of right tables is told too: those whose sentence says every slot once and
+nothing else. METEOR, ROUGE-L and CIDEr need the extra `metrics`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from mingpt_prefix.cli.terminal import complain, parse, run_script, say
+from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.evaluation.sample_config import SampleConfig
+
+if TYPE_CHECKING:
+    from mingpt_prefix.evaluation.table_to_text import Pipeline
+    from mingpt_prefix.evaluation.test_set import TestSet
+
+CHUNK = 64  # tables that are written together
+GROUPS = ("data", "output", "model", "decoding", "machine")
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """output"""
+
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """the folder for outputs.txt, references.txt and scores.json"""
+
+
+@dataclass(frozen=True)
+class ScoreConfig(OutputFlags, SampleConfig):
+    """What is scored, and where that goes."""
+
+    DEFAULTS = {**SampleConfig.DEFAULTS, "out": "DATA-SPLIT in the run's folder, or in this one"}
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix score") -> int:
+    """The whole program; returns the exit code."""
+    return run_script(prog, lambda: run(parse(ScoreConfig, argv, prog, __doc__, GROUPS)))
+
+
+def run(config: ScoreConfig) -> int:
+    """The whole program, but for how it ends when something goes wrong."""
+    if config.data is None:
+        raise ConfigError("--data is needed: e2e, sample, a folder or a file")
+    decoding = config.decoding
+    # Imported here, for they bring torch, which takes seconds: bad flags are told before.
+    from mingpt_prefix.data.readers import Columns
+    from mingpt_prefix.evaluation.pipeline import open_pipeline
+    from mingpt_prefix.evaluation.test_set import TestSet
+
+    columns = Columns(text=config.text_field or "")
+    test = TestSet(config.data, config.split or "test", columns)
+    pipeline = open_pipeline(config)
+    print(f"Writing by {pipeline.origin}.", file=sys.stderr)
+    said = write(pipeline, test, config)
+    found = test.score_or_less(said)
+    about = {"data": test.data, "split": test.split, "tables": len(said), "by": pipeline.origin}
+    folder = config.out or folder_of(config) / f"{Path(test.data).stem}-{test.split}"
+    test.save(folder, said, {**about, "decoding": asdict(decoding), **found})
+    for name, value in found["scores"].items():
+        say(f"{name:<8}{value:.4f}")
+    if "right" in found:
+        say(f"right   {found['right']:.4f}")
+    print(f"Written: outputs.txt, references.txt and scores.json in {folder}.", file=sys.stderr)
+    return 0
+
+
+def write(pipeline: "Pipeline", test: "TestSet", config: ScoreConfig) -> list[str]:
+    """A sentence per table; for one that leaves no room for it, an empty one."""
+    from rich.console import Console
+    from rich.progress import track
+
+    said: list[str | TableError] = []
+    begins = range(0, len(test.tables), CHUNK)
+    console = Console(stderr=True)
+    for begin in track(begins, "writing", console=console, disable=not console.is_terminal):
+        chunk = test.tables[begin : begin + CHUNK]
+        # As sample numbers them, so that it samples the same.
+        seeds = [config.seed * 1_000_003 + begin + number for number in range(1, len(chunk) + 1)]
+        said += pipeline.write(chunk, config.decoding, seeds)
+    for number, text in enumerate(said, 1):
+        if isinstance(text, TableError):
+            complain(f"table {number}: {text}")
+    return [text if isinstance(text, str) else "" for text in said]
+
+
+def folder_of(config: ScoreConfig) -> Path:
+    """The folder of the run that writes, or the current one."""
+    from mingpt_prefix.checkpoints.run_folder import RUNS, newest_finished
+
+    if any((config.prefix, config.lora, config.model)) and config.run is None:
+        return Path()
+    return config.run or newest_finished(RUNS) or Path()
