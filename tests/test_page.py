@@ -78,8 +78,8 @@ def set_field(browser: WebDriver, css: str, text: str) -> None:
 
 
 def table_of(browser: WebDriver) -> dict[str, str]:
-    inputs = browser.find_elements(By.CSS_SELECTOR, ".slot input")
-    texts = [field.get_property("value") for field in inputs]
+    script = "return [...document.querySelectorAll('.slot input')].map((field) => field.value)"
+    texts = browser.execute_script(script)
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
