@@ -104,6 +104,13 @@ def test_foreign_names_are_not_ours_and_mean_flags_that_there_are() -> None:
     assert not {f"--{name}" for name in FOREIGN} & ours
 
 
+@pytest.mark.parametrize("name", ["export", "bank", "metrics", "call_training"])
+def test_rooms_start_by_their_names_too(name: str) -> None:
+    command = [sys.executable, "-m", f"mingpt_prefix.{name}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: " in done.stdout
+
+
 def test_bash_completes_flags(tmp_path: Path) -> None:
     file = tmp_path / "mingpt-prefix"
     command = (sys.executable, "-m", "mingpt_prefix", "--tyro-write-completion", "bash", str(file))

@@ -1,0 +1,6 @@
+import sys
+
+from mingpt_prefix.export.convert import main
+
+if __name__ == "__main__":
+    sys.exit(main())
