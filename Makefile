@@ -32,8 +32,9 @@ help:
 train: setup
 	$(PY) train.py --mode prefix $(ARGS)
 
+# Each worker has one core: threads of several would wait for each other.
 test: setup-dev
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup-dev
 	$(PY) -m ruff check .

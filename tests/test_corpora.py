@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from mingpt_prefix.cli import train
+import train
 from mingpt_prefix.data.datasets import load_split
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.readers import USUAL, Columns, read_csv, read_examples

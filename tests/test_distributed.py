@@ -125,7 +125,7 @@ def test_a_run_of_shards_goes_on_where_it_was_stopped(
 
 LEFT_OVER = """
 import os
-from mingpt_prefix.cli.train import main
+from mingpt_prefix.cli.train_command import main
 code = main()
 names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
 left = sorted(name.strip() for name in names if "gloo" in name)

@@ -264,7 +264,7 @@ def test_any_gpt2_of_the_hub(server: Server, tmp_path: Path) -> None:
 RUN = """
 import sys
 import sample
-from mingpt_prefix.cli import train
+import train
 flags = sys.argv[1:]
 assert train.main(["--mode", "prefix", "--max-steps", "1", "--prefix-length", "2", *flags]) == 0
 next_command = ["--run", "run", "--model", "someone/small", "--beams", "1"]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import sample
+import train
 from mingpt_prefix import lora as low_rank
 from mingpt_prefix.adapters.lora_file import (
     LoraInfo,
@@ -20,7 +21,7 @@ from mingpt_prefix.adapters.lora_file import (
 )
 from mingpt_prefix.adapters.prefix_file import load_prefix
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
-from mingpt_prefix.cli import train
+from mingpt_prefix.cli import train as program
 from mingpt_prefix.config import Decoding, ModelConfig
 from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.errors import AdapterError, LoraError
@@ -91,8 +92,8 @@ def test_what_a_run_leaves(mode: str, made: Path, small_model: Path) -> None:
 
 def test_the_base_is_not_touched(small_model, small_data, tmp_path: Path, monkeypatch) -> None:
     """Its file, and its weights in memory: packed or not, they are what they were, to the byte."""
-    seen, real = [], train.load_base
-    monkeypatch.setattr(train, "load_base", lambda config: seen.append(real(config)) or seen[0])
+    seen, real = [], program.load_base
+    monkeypatch.setattr(program, "load_base", lambda config: seen.append(real(config)) or seen[0])
     before = (small_model / "model.safetensors").read_bytes()
     weights = {n: p.clone() for n, p in load_model(small_model).named_parameters()}
     flags = ["--mode", "prefix+lora", "--model", str(small_model), "--data", str(small_data)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mingpt_prefix.cli import train
+import train
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.data.pretraining import Windows, bits_per_byte, is_held_out, read_corpus
 from mingpt_prefix.data.text import documents

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import mingpt_prefix
+
 ROOT = Path(__file__).parents[1]
 USE = """
 import sys
@@ -70,8 +72,29 @@ def test_the_wheel_in_a_clean_environment(tmp_path: Path) -> None:
     # What it depends on is at hand: where the tests themselves have it from.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
+    rows = (f"name[Inn {number}],Inn {number} is an inn." for number in range(6))
+    (tmp_path / "few.csv").write_text("mr,ref\n" + "\n".join(rows) + "\n")
+
     losses, sentence = run(bare, "-c", USE, cwd=tmp_path).splitlines()
     assert all(0 < float(loss) < 20 for loss in losses.split())
     assert "The Mill" in sentence
     said = run(bare, "-m", "mingpt_prefix.metrics", "--help", cwd=tmp_path)
-    assert "HYPOTHESES" in said.upper()
+    assert "HYPOTHESES" in said
+
+    def program(*flags: str) -> str:
+        return run(bare.with_name("mingpt-prefix"), *flags, cwd=tmp_path)
+
+    assert program("--version") == f"mingpt-prefix {mingpt_prefix.__version__}\n"
+    small = "--device cpu --prefix-length 2 --limit-examples 8 --max-steps 1 --out run"
+    said = program("train", "--data", "few.csv", "--model", "tiny", *small.split())
+    assert "Next: mingpt-prefix sample --run run " in said
+    by = ("--run", "run", "--beams", "1", "--max-new-tokens", "8", "--device", "cpu")
+    assert program("sample", "--table", "name[The Mill], eatType[pub]", *by).count("\n") == 1
+    assert "bleu " in program("score", "--data", "few.csv", *by)
+    assert (tmp_path / "run" / "few-test" / "references.txt").is_file()
+    program("export", "--to", "peft", "run", "adapter")
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    program("train", "--data", "few.csv", "--model", "tiny", *small.replace("run", "infix").split(),
+            "--placement", "infix")  # fmt: skip
+    assert "few: 2 rows" in program("bank", "prefixes", "--add", "few=infix")
+    assert "--watch" in program("serve", "--help")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -117,11 +116,10 @@ def repeat(args: TrainArgs) -> tuple[TrainConfig, str]:
         ConfigError: for a setting that does not go with the others, or not with this machine.
     """
     config = config_from_json(read_run_file(args.config)["config"])
-    defaults, given = TrainArgs(), {}
-    for name in ("mode", *_SETTINGS):
-        value = _given(args, name)
-        if value != _given(defaults, name):
-            given[name] = value
+    defaults = TrainArgs()
+    values = {name: _given(args, name) for name in ("mode", *_SETTINGS)}
+    given = {name: value for name, value in values.items() if value != _given(defaults, name)}
+    changed = ", ".join(f"--{flag_name(name)}" for name in given)
     _check_flags_of(args.mode or config.mode, args)
     if args.init_prefix is not None:
         given |= _of_prefix(args, args.init_prefix)
@@ -129,12 +127,8 @@ def repeat(args: TrainArgs) -> tuple[TrainConfig, str]:
         given.setdefault("micro_batch_size", min(config.micro_batch_size, args.batch_size))
     config = dataclasses.replace(config, **given)
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
-    return config, f"Training with the settings of {shown(args.config)}{_but_for(given)}."
-
-
-def _but_for(names: Iterable[str]) -> str:
-    changed = ", ".join(f"--{flag_name(name)}" for name in names)
-    return f", but for {changed}" if changed else ""
+    but_for = f", but for {changed}" if changed else ""
+    return config, f"Training with the settings of {shown(args.config)}{but_for}."
 
 
 def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
