@@ -18,8 +18,9 @@ pytest.importorskip("openai", reason="the extra dev is not installed")
 pytestmark = pytest.mark.slow  # two trainings, three servers, and a client
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-COMMANDS = "".join(re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL)).splitlines()
-(CLIENT,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+COMMANDS = "".join(text for kind, text in BLOCKS if not kind).splitlines()
+(CLIENT,) = (text for kind, text in BLOCKS if kind == "python")
 
 
 def test_the_guide_s_commands(tmp_path: Path, request: pytest.FixtureRequest) -> None:
