@@ -150,7 +150,7 @@ if ((${#names[@]})); then
 fi
 # pytest-xdist, where it is installed, has the kernels compiled side by side.
 workers=()
-"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-p xdist -n "${WORKERS:-8}")
 
 for part in "${parts[@]}"; do
   missing=$(for file in $(scripts "$part"); do printf '%s\n' ${lacks[$file]:-}; done | sort -u | xargs)

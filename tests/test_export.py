@@ -307,7 +307,7 @@ def test_what_training_on_refuses(
         (["--model", str(base), "--init-text", "words"], "--init-prefix goes with none"),
         (["--model", str(base), "--init", "examples"], "--init-prefix goes with none"),
         (["--model", str(base), "--depth", "embedding"], "--init-prefix goes with none"),
-        (["--model", str(base), "--mode", "finetune"], "are for --mode prefix"),
+        (["--model", str(base), "--mode", "finetune"], "is for --mode prefix"),
         (["--model", str(other)], "was made for the weights of"),
     ):
         assert train.main([*common, *flags, "--out", str(tmp_path / "run")]) == 2, flags

@@ -58,6 +58,7 @@ def start(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         **os.environ,
         "PYTHON": sys.executable,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "WORKERS": "1",
         **environment,
     }
 

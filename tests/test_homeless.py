@@ -16,7 +16,13 @@ SAMPLE = ("sample.py", "--table", "name[The Mill], eatType[pub]", "--beams", "1"
 
 def run(folder: Path, *command: str, **changes: str | None) -> subprocess.CompletedProcess:
     """Python as a user that the system does not know; None takes a variable away."""
-    changes = {"HOME": None, "MINGPT_PREFIX_CACHE": None, "OMP_NUM_THREADS": "1", **changes}
+    changes = {
+        "HOME": None,
+        "MINGPT_PREFIX_CACHE": None,
+        "TIKTOKEN_CACHE_DIR": None,
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
     changes |= {"PYTHONPATH": str(ROOT)}
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     if command[0] != "-c":
@@ -69,5 +75,5 @@ def test_downloads_need_a_folder(place: Path) -> None:
 def test_a_folder_for_downloads_is_enough(place: Path) -> None:
     done = run(place, *SAMPLE, "--model", "gpt2", MINGPT_PREFIX_CACHE=".", HF_HUB_OFFLINE="1")
     assert one_line(done).startswith(
-        "sample.py: gpt2: the weights are not in the Hugging Face cache"
+        "sample.py: gpt2: model.safetensors is not in the Hugging Face cache"
     )

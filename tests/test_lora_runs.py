@@ -163,7 +163,7 @@ def test_sample_takes_the_files_of_a_run(made: Path, small_model: Path, capsys, 
     assert "was made for the weights of" in refusal(capsys, sample, *other, *how)
     line = refusal(capsys, sample, "--run", "lora", "--lora", lora, *how)
     assert "--run and --lora exclude each other" in line
-    assert "not a LoRA file" in refusal(capsys, sample, "--lora", prefix, *how)
+    assert "this is a prefix" in refusal(capsys, sample, "--lora", prefix, *how)
     assert "absent: no such file" in refusal(capsys, sample, "--lora", "absent", *how)
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_run(damage, made: Path, small_model, tmp_path, capsys, monkey
         "cut": "damaged",
         "gone": "no such file",
         "nan": "SHA-256 differs",
-        "prefix": "not a LoRA file",
+        "prefix": "this is a prefix",
     }
     assert f"run/lora.safetensors: {expected[damage]}" in line or expected[damage] in line
 

@@ -59,7 +59,7 @@ def test_the_guide_s_example_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     guide = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     exec(re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0], {})
-    assert capsys.readouterr().out.count("The Mill") == 3
+    assert capsys.readouterr().out.count("The Mill") >= 3
 
 
 def test_every_spelling_is_one_table(pipeline: Pipeline) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -148,9 +149,19 @@ def until_begun(process: subprocess.Popen, folder: Path, terminal: int | None = 
             os.read(terminal, 1 << 16)
 
 
+@pytest.fixture
+def hang_ups() -> Iterator[None]:
+    """Programs heed SIGHUP, even if nohup has started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
 @pytest.mark.parametrize("way", ["signal", "terminal", "terminal-of-stderr"])
-def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(way: str, flags, tmp_path: Path) -> None:
+def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(
+    way: str, flags, tmp_path: Path, hang_ups
+) -> None:
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     flags = [*flags, "--epochs", "60", "--evals", "60"]
     command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", "cut"]
