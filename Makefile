@@ -32,9 +32,10 @@ help:
 train: setup
 	$(PY) train.py --mode prefix $(ARGS)
 
-# Each worker has one core: threads of several would wait for each other.
+# Each worker has one core: threads of several would wait for each other. Files go out in the order
+# of their names, for the longest one (the kernels) would be the last by their numbers of tests.
 test: setup-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup-dev
 	$(PY) -m ruff check .
