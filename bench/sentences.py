@@ -13,7 +13,7 @@ from reports.quality import sentences_table
 from mingpt_prefix import tiny
 from mingpt_prefix.checkpoints.pretrained import choose_device
 from mingpt_prefix.config import Decoding
-from mingpt_prefix.data.datasets import Split, group_references, load_split
+from mingpt_prefix.data.datasets import Split, load_references
 from mingpt_prefix.data.tables import format_table
 from mingpt_prefix.evaluation.faults import faults
 from mingpt_prefix.evaluation.pipeline import open_pipeline
@@ -31,7 +31,7 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    tables = [table for table, _ in group_references(load_split(["sample"], args.split))]
+    tables = [table for table, _ in load_references("sample", args.split)]
     about = {"split": args.split, "beams": args.beams, "sentences": []}
     record = Record("sentences.py", choose_device("auto"), args.json, **about)
     pipeline = open_pipeline(SampleConfig(prefix=args.prefix))

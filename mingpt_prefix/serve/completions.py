@@ -12,7 +12,6 @@ import asyncio
 import codecs
 import dataclasses
 import itertools
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -25,7 +24,7 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import printable
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.batching import FunctionJob, log_probabilities
-from mingpt_prefix.serve.endpoints import FAILED, Service, Told, line
+from mingpt_prefix.serve.endpoints import FAILED, Service, Told, as_json, line
 from mingpt_prefix.serve.models import ServedModel
 from mingpt_prefix.serve.requests import Query, Refusal, read_query
 
@@ -277,4 +276,4 @@ def _held(text: str, stops: Sequence[str]) -> int:
 
 
 def _event(content: dict) -> bytes:
-    return b"data: " + json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + as_json(content) + b"\n\n"

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from mingpt_prefix.data.datasets import load_examples
+from mingpt_prefix.data.datasets import load_references
 from mingpt_prefix.data.tables import parse_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields
 from mingpt_prefix.evaluation.faults import slots_said
@@ -254,6 +254,11 @@ class Service:
         tokens.labels(query.served.name, "new").inc(sum(len(s.ids) for s in found))
 
 
+def as_json(content: dict) -> bytes:
+    """`content` as UTF-8, with no more escapes than JSON needs."""
+    return json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+
+
 def line(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """`content` as JSON on one line."""
     headers = {**(headers or {}), **({"Retry-After": "1"} if status == 503 else {})}
@@ -261,7 +266,7 @@ def line(content: dict, status: int = 200, headers: dict[str, str] | None = None
 
 
 def _as_line(content: dict) -> bytes:
-    return json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    return as_json(content) + b"\n"
 
 
 def _answer(query: Query, found: list[Scored]) -> dict:
@@ -281,8 +286,7 @@ async def _gone(request: Request) -> None:
 
 @functools.cache
 def _test_tables() -> list[list[list[str]]]:
-    tables = dict.fromkeys(example.table for example in load_examples("sample", "test"))
-    return [[list(slot) for slot in table.slots] for table in tables]
+    return [[list(slot) for slot in table.slots] for table, _ in load_references("sample", "test")]
 
 
 def _slots(served: ServedModel) -> list[list[str]]:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mingpt_prefix.config import MAX_SEED, Decoding, flag_name
-from mingpt_prefix.data.readers import table_from_line
-from mingpt_prefix.data.tables import Table, table_from_json
+from mingpt_prefix.data.readers import as_table
+from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError, TableError, printable
 from mingpt_prefix.serve.models import ServedModel
 
@@ -167,7 +167,7 @@ def _prompt(fields: dict, served: ServedModel) -> tuple[Table, list[int]]:
         raise Refusal(400, "a table is missing")
     table = fields["table"]
     try:
-        table = table_from_line(table) if isinstance(table, str) else table_from_json(table)
+        table = as_table(table)
         return table, served.pipeline.prompt(table)
     except TableError as error:
         raise Refusal(400, f"table: {error}") from None
