@@ -60,6 +60,12 @@ class Trainer:
         kept = self.folded().tensors()
         return sum(tensor.numel() for tensor in kept) if kept else self.n_trained
 
+    def batches(self) -> Iterator[list[Encoded]]:
+        """The examples of each step from here on."""
+        config = self.config
+        order = batches(len(self.train_set), config.batch_size, config.seed, self.step)
+        return ([self.train_set[i] for i in indices] for indices in order)
+
     def steps(self) -> Iterator[Progress]:
         """Train to the end, from wherever the run is; yields each step as soon as it is begun.
 
@@ -68,11 +74,10 @@ class Trainer:
         Raises:
             TrainingError: when a loss or a gradient is not finite; its step has changed nothing.
         """
-        to_come = range(self.step, self.total_steps)
-        order = batches(len(self.train_set), self.config.batch_size, self.config.seed, self.step)
+        to_come, batches_to_come = range(self.step, self.total_steps), self.batches()
 
         def prepare(step: int) -> tuple[int, float, int, object]:
-            examples = [self.train_set[i] for i in next(order)]
+            examples = next(batches_to_come)
             lr = learning_rate(step, self.total_steps, self.config)
             tokens = sum(len(e.ids) for e in examples)
             return step, lr, tokens, self.stepper.prepare(examples, lr)

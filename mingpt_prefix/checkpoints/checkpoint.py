@@ -20,6 +20,7 @@ from mingpt_prefix.checkpoints.atomic_write import replace_atomically
 from mingpt_prefix.checkpoints.digest import UNREADABLE, digest_of
 from mingpt_prefix.errors import CheckpointError, printable, shown
 
+SAVE_EVERY_S = 300.0  # at the latest
 KEEP = 2
 _KEY, _DIGEST = "mingpt_prefix", "sha256"
 # What the first format's state held; it had no SHA-256.

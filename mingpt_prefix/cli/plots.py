@@ -8,6 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
+from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.errors import printable
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 _SMOOTHING_STEPS = 100
 _MOST_NAMED = 16  # curves in a legend
+
+
+def title_of(config: TrainConfig) -> str:
+    """What stands above the picture of a run."""
+    return f"{config.mode}, {config.model} on {', '.join(config.data)}"
 
 
 def save_loss_curve(log: Sequence[dict], path: Path, title: str) -> bool:

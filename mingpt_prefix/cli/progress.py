@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +16,9 @@ from rich.table import Column
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
 from mingpt_prefix.cli.terminal import command, complain, drop_output, is_terminal, quote, say
+from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.evaluation.tasks import Score
+from mingpt_prefix.model import GPT2
 from mingpt_prefix.trainer import Trainer
 
 
@@ -144,6 +147,15 @@ def resume_command(run: RunFolder) -> str:
     return f"{command('train')} --resume {shlex.quote(str(run.path))}"
 
 
+def sample_command(config: TrainConfig, model: GPT2, run: Path, example: str) -> str:
+    """The command that writes the sentence for the table `example` by a run, to be pasted into a
+    shell; a base that is found by no name is named."""
+    is_folder = config.is_frozen and not model.name
+    base = f" --model {shlex.quote(config.model)}" if is_folder else ""
+    path = shlex.quote(str(run))
+    return f"{command('sample')} --run {path}{base} --table {quote(example)}"
+
+
 def rise(log: Sequence[dict]) -> str:
     """Whether the losses of log.jsonl's lines ended above where they began, in words, or ""."""
     losses = [line["loss"] for line in log]
@@ -180,7 +192,4 @@ def say_result(
     written = " and ".join(map(str, made or [run.model_folder]))
     say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
     if config.mode != "pretrain":
-        is_folder = config.is_frozen and not trainer.model.name
-        base = f" --model {shlex.quote(config.model)}" if is_folder else ""
-        path = shlex.quote(str(run.path))
-        say(f"Next: {command('sample')} --run {path}{base} --table {quote(example)}")
+        say(f"Next: {sample_command(config, trainer.model, run.path, example)}")

@@ -64,8 +64,7 @@ def write_all(config: SampleConfig, items: Iterator[tuple[int, Any]]) -> int:
         writer = writer or open_by(config)
         if config.bank is None:
             warn_of_slots([table for _, table in good], writer, warned)
-        # A seed of its own for each line, so that equal tables are sampled differently.
-        seeds = [config.seed * 1_000_003 + number for number, _ in good]
+        seeds = [config.seed_of(number) for number, _ in good]
         written = writer.write_scored([item for _, item in good], decoding, seeds)
         results = {**dict(chunk), **dict(zip((n for n, _ in good), written, strict=True))}
         bad = [result for result in results.values() if isinstance(result, TableError)]

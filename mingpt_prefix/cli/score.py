@@ -86,7 +86,7 @@ def write(pipeline: "Pipeline", test: "TestSet", config: ScoreConfig) -> list[st
     for begin in track(begins, "writing", console=console, disable=not console.is_terminal):
         chunk = test.tables[begin : begin + CHUNK]
         # As sample numbers them, so that it samples the same.
-        seeds = [config.seed * 1_000_003 + begin + number for number in range(1, len(chunk) + 1)]
+        seeds = [config.seed_of(begin + number) for number in range(1, len(chunk) + 1)]
         said += pipeline.write(chunk, config.decoding, seeds)
     for number, text in enumerate(said, 1):
         if isinstance(text, TableError):

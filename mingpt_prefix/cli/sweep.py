@@ -5,7 +5,6 @@ A sweep's folder holds a folder for each member, which is that of a run of its o
 """
 
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import config_from_json
 from mingpt_prefix.checkpoints.run_folder import RUNS, RunFolder, next_folder, read_run
-from mingpt_prefix.cli.plots import save_loss_curve, save_sweep
+from mingpt_prefix.cli.plots import save_loss_curve, save_sweep, title_of
 from mingpt_prefix.cli.progress import (
     resume_command,
+    sample_command,
     stop_signals,
     training_bar,
     warn_of_changes,
 )
 from mingpt_prefix.cli.sweep_args import label, plan_sweep
-from mingpt_prefix.cli.terminal import quote, say
+from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.errors import (
     AdapterError,
@@ -194,8 +194,7 @@ def train_some(folders: Sequence[Path], shared: Shared) -> int:
             continue
         seconds = None if member.was_resumed else member.seconds
         end_run(member.trainer, member.task, member.run, seconds)
-        config = member.trainer.config
-        title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
+        title = title_of(member.trainer.config)
         save_loss_curve(member.run.read_log(), member.run.picture, title)
     return number
 
@@ -226,9 +225,7 @@ def report(sweep: Sweep, shared: Shared, seconds: float) -> int:
     best = min(ended, key=lambda each: each["result"]["best_dev_loss"] or 0)
     folder = sweep.folder / best["folder"]
     config = config_from_json(read_run(folder)["config"])
-    base = "" if shared.model.name else f" --model {shlex.quote(config.model)}"
-    example = quote(shared.task(config).task.example)
-    say(f"Next: python sample.py --run {shlex.quote(str(folder))}{base} --table {example}")
+    say(f"Next: {sample_command(config, shared.model, folder, shared.task(config).task.example)}")
     return 0
 
 

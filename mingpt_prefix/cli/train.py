@@ -10,11 +10,11 @@ from mingpt_prefix.accel.cuda_graphs import why_not_graphs
 from mingpt_prefix.accel.distributed import World, join
 from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.accel.fsdp import whole_model
-from mingpt_prefix.checkpoints.checkpoint import save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import SAVE_EVERY_S, save_checkpoint
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import resume_run, run_state
 from mingpt_prefix.checkpoints.run_folder import RunFolder, next_folder
-from mingpt_prefix.cli.plots import save_loss_curve
+from mingpt_prefix.cli.plots import save_loss_curve, title_of
 from mingpt_prefix.cli.progress import (
     resume_command,
     say_result,
@@ -28,13 +28,17 @@ from mingpt_prefix.cli.sweep import is_sweep, run_sweep
 from mingpt_prefix.cli.tensorboard import open_board, wants_board
 from mingpt_prefix.cli.terminal import say
 from mingpt_prefix.cli.train_args import TrainArgs
-from mingpt_prefix.config import TrainConfig, to_json
+from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.errors import AdapterError, CheckpointError, ConfigError, WeightsError
 from mingpt_prefix.evaluation.tasks import Task, load_task
-from mingpt_prefix.evaluation.training_run import end_run, make_trainer, origin, save_trained
+from mingpt_prefix.evaluation.training_run import (
+    end_run,
+    first_content,
+    make_trainer,
+    origin,
+    save_trained,
+)
 from mingpt_prefix.trainer import Trainer
-
-SAVE_EVERY_S = 300.0
 
 
 def begin(
@@ -54,7 +58,7 @@ def begin(
     if not world.is_main:
         return None
     folder = args.out or next_folder(f"{config.mode}-{Path(config.model).name}")
-    content = {"config": to_json(config), **began_with, "result": None}
+    content = first_content(config, began_with)
     run = RunFolder.create(folder, content)
     start = trainer.folded().prefix if config.init_prefix else None
     before = task.score(model.eval(), start)
@@ -99,11 +103,9 @@ def train(
 
 def report(trainer: Trainer, task: Task, run: RunFolder, seconds: float, resumed: bool) -> None:
     """Score what was kept, complete run.json, and say what was made and what to try next."""
-    config = trainer.config
     score = end_run(trainer, task, run, None if resumed else seconds)
-    title = f"{config.mode}, {config.model} on {', '.join(config.data)}"
     log = run.read_log()
-    drawn = save_loss_curve(log, run.picture, title)
+    drawn = save_loss_curve(log, run.picture, title_of(trainer.config))
     say_result(trainer, score, seconds, run, log, drawn, task.example)
 
 

@@ -142,6 +142,10 @@ class SampleConfig(
         "beams": f"{BEAMS}, or 1 with --temperature, --top-k or --top-p",
     }
 
+    def seed_of(self, number: int) -> int:
+        """The seed of table `number`, so that equal tables are sampled differently."""
+        return self.seed * 1_000_003 + number
+
     @property
     def decoding(self) -> Decoding:
         """Raises ConfigError for a flag out of range."""

@@ -21,7 +21,7 @@ from mingpt_prefix.adapters.prefix_file import PrefixInfo, load_prefix, save_pre
 from mingpt_prefix.batch import Encoded
 from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
-from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.config import TrainConfig, to_json
 from mingpt_prefix.data.templates import text_format_of
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.data.tokenizer_json import tokenizer_json
@@ -121,6 +121,11 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
             **same,
         )
         save_prefix(run.prefix_file, learned.prefix.kv, info)
+
+
+def first_content(config: TrainConfig, began_with: dict[str, str]) -> dict:
+    """What run.json holds of a run that has not begun; `began_with` is its `origin`."""
+    return {"config": to_json(config), **began_with, "result": None}
 
 
 def end_run(trainer: Trainer, task: Task, run: RunFolder, seconds: float | None) -> Score:

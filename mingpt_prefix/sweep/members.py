@@ -21,18 +21,21 @@ import torch
 
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.accel.prepacked_linear import prepack
-from mingpt_prefix.checkpoints.checkpoint import drop_later, load_newest, save_checkpoint
+from mingpt_prefix.checkpoints.checkpoint import (
+    SAVE_EVERY_S,
+    drop_later,
+    load_newest,
+    save_checkpoint,
+)
 from mingpt_prefix.checkpoints.resuming import config_from_json, restore, run_state
 from mingpt_prefix.checkpoints.run_folder import RunFolder, check_origin, read_run
-from mingpt_prefix.config import TrainConfig, to_json
+from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.evaluation.tasks import Score, Task, load_task
-from mingpt_prefix.evaluation.training_run import origin, save_trained
+from mingpt_prefix.evaluation.training_run import first_content, origin, save_trained
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.step import PendingStep, Progress
 from mingpt_prefix.sweep.together import Stopped, member_trainer, rounds
 from mingpt_prefix.trainer import Trainer
-
-SAVE_EVERY_S = 300.0
 
 
 class Shared:
@@ -120,8 +123,7 @@ class Member:
 
 def make_folder(folder: Path, config: TrainConfig, shared: Shared) -> None:
     """The folder of a run that has not begun. Raises as `RunFolder.create`."""
-    content = {"config": to_json(config), **shared.task(config).origin, "result": None}
-    RunFolder.create(folder, content)
+    RunFolder.create(folder, first_content(config, shared.task(config).origin))
 
 
 def score_before(folder: Path, shared: Shared) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mingpt_prefix.accel.buckets import of_few_sizes
 from mingpt_prefix.adapters.learned import make_adapters
-from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, batches, pack
+from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.kernels import Layout
@@ -65,7 +65,7 @@ def rounds(trainers: Sequence[Trainer]) -> Iterator[dict[Trainer, Progress | Sto
 
     One that stopped takes no further steps.
     """
-    running = [(each, _examples(each), each.steps()) for each in trainers if not _at_end(each)]
+    running = [(each, each.batches(), each.steps()) for each in trainers if not _at_end(each)]
     while running:
         backward_together([(trainer, next(examples)) for trainer, examples, _ in running])
         took: dict[Trainer, Progress | Stopped] = {}
@@ -83,13 +83,6 @@ def rounds(trainers: Sequence[Trainer]) -> Iterator[dict[Trainer, Progress | Sto
 
 def _at_end(trainer: Trainer) -> bool:
     return trainer.step >= trainer.total_steps
-
-
-def _examples(trainer: Trainer) -> Iterator[list[Encoded]]:
-    """What the trainer's next steps are taken on: see `Trainer.steps`."""
-    config = trainer.config
-    order = batches(len(trainer.train_set), config.batch_size, config.seed, trainer.step)
-    return ([trainer.train_set[i] for i in indices] for indices in order)
 
 
 def backward_together(members: Sequence[tuple[Trainer, Sequence[Encoded]]]) -> None:
