@@ -63,9 +63,7 @@ def weights_file(name: str) -> Path:
     Raises:
         WeightsError: when it is not cached and cannot be downloaded.
     """
-    if (path := _fetch(_repository(name), WEIGHTS_FILE)) is not None:
-        return path
-    raise WeightsError(f"{name}: {_host()} has no {WEIGHTS_FILE}; pickled weights are not read")
+    return _needed(name, WEIGHTS_FILE, "; pickled weights are not read")
 
 
 def config_file(name: str) -> Path:
@@ -74,9 +72,13 @@ def config_file(name: str) -> Path:
     Raises:
         WeightsError: when it is not cached and cannot be downloaded.
     """
-    if (path := _fetch(_repository(name), CONFIG_FILE)) is not None:
+    return _needed(name, CONFIG_FILE, " of it")
+
+
+def _needed(name: str, file: str, what_else: str) -> Path:
+    if (path := _fetch(_repository(name), file)) is not None:
         return path
-    raise WeightsError(f"{name}: {_host()} has no {CONFIG_FILE} of it")
+    raise WeightsError(f"{name}: {_host()} has no {file}{what_else}")
 
 
 def model_folder(name: str, config: Path) -> Path:

@@ -58,7 +58,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[str]:
 
 
 def _letters(token: bytes) -> str:
-    return "".join(map(_LETTERS.__getitem__, token))
+    return "".join(map(BYTE_LETTERS.__getitem__, token))
 
 
 def _byte_letters() -> list[str]:
@@ -68,4 +68,4 @@ def _byte_letters() -> list[str]:
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
-_LETTERS = _byte_letters()
+BYTE_LETTERS = _byte_letters()  # by the byte

@@ -29,7 +29,7 @@ from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.data.text import documents
 from mingpt_prefix.data.tokenizer import END_OF_TEXT, PIECES, load_tokenizer
-from mingpt_prefix.data.tokenizer_json import tokenizer_json
+from mingpt_prefix.data.tokenizer_json import BYTE_LETTERS, tokenizer_json
 from mingpt_prefix.tiny import corpus, steerable
 
 ENGLISH_BYTES, TABLE_BYTES = 30_000_000, 46_000_000
@@ -84,11 +84,7 @@ def learn_vocabulary(text: Path, size: int) -> bytes:
     # So often that each currency sign is a token.
     signs = " £ € ¥ $" * 100_000
     bpe.train_from_iterator((signs, *documents(text)), trainer)
-    # Byte-level BPE spells each byte as a printable letter.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable}
-    byte_of |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    byte_of = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
     merged = [token for token, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1])]
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes(byte_of[letter] for letter in token) for token in merged if len(token) > 1]
