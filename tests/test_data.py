@@ -19,7 +19,8 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.data import datasets as data
 from mingpt_prefix.data.datasets import e2e_available, group_references, load_examples, load_split
 from mingpt_prefix.data.encoding import encode_example
-from mingpt_prefix.data.readers import iter_tables, read_csv, read_examples
+from mingpt_prefix.data.readers import read_csv, read_examples
+from mingpt_prefix.data.spellings import iter_tables
 from mingpt_prefix.data.tables import Example, Table, format_table, linearize, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import ConfigError, DataError, TableError

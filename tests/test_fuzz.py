@@ -21,13 +21,12 @@ from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.checkpoints.run_folder import read_run
 from mingpt_prefix.data.corpora import read_webnlg
 from mingpt_prefix.data.readers import (
-    iter_tables,
     read_bars,
     read_csv,
     read_json,
     read_jsonl,
-    table_from_line,
 )
+from mingpt_prefix.data.spellings import iter_tables, table_from_line
 from mingpt_prefix.data.tables import format_table, linearize, parse_table
 from mingpt_prefix.errors import (
     CheckpointError,

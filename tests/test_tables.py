@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mingpt_prefix.data.readers import table_from_line
+from mingpt_prefix.data.spellings import table_from_line
 from mingpt_prefix.data.tables import (
     MAX_TABLE_CHARS,
     TEXT_FORMAT,

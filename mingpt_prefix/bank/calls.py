@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_prefix.data.readers import table_from_line
+from mingpt_prefix.data.spellings import table_from_line
 from mingpt_prefix.data.tables import Table, linearize
 from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.errors import PromptError, TableError, printable

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mingpt_prefix.cli.terminal import complain, parse, run_script
 from mingpt_prefix.data.datasets import load_references
-from mingpt_prefix.data.readers import Columns, iter_tables
+from mingpt_prefix.data.readers import Columns
+from mingpt_prefix.data.spellings import iter_tables
 from mingpt_prefix.data.tables import Table, unseen_slots
 from mingpt_prefix.errors import ConfigError, DataError, TableError, printable, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig

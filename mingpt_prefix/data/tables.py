@@ -157,7 +157,7 @@ def format_table(table: Table) -> str:
     """Write `name[The Mill], eatType[pub]`, which `parse_table` reads back.
 
     Triples, and brackets in values, which that form has no way to write, are written as JSON, which
-    `readers.table_from_line` reads back.
+    `spellings.table_from_line` reads back.
     """
     if table.is_triples:
         return json.dumps(table.slots, ensure_ascii=False)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mingpt_prefix.batch import PrefixKV
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.data.encoding import encode_prompt
-from mingpt_prefix.data.readers import as_table
+from mingpt_prefix.data.spellings import as_table
 from mingpt_prefix.data.tables import TEXT_FORMAT, Table
 from mingpt_prefix.data.tokenizer import Tokenizer
 from mingpt_prefix.errors import ConfigError, TableError

@@ -9,9 +9,7 @@ space; `logprobs` are the model's own, before temperature, top-k and top-p.
 """
 
 import asyncio
-import codecs
 import dataclasses
-import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -23,8 +21,10 @@ from starlette.responses import Response, StreamingResponse
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.errors import printable
 from mingpt_prefix.generation.sampling import Scored
-from mingpt_prefix.serve.batching import FunctionJob, log_probabilities
-from mingpt_prefix.serve.endpoints import FAILED, Service, Told, as_json, line
+from mingpt_prefix.serve.answers import FAILED, as_json, line
+from mingpt_prefix.serve.batching import FunctionJob
+from mingpt_prefix.serve.completion_texts import Text, chances, held_back, stop_at, text_of
+from mingpt_prefix.serve.endpoints import Service, Told
 from mingpt_prefix.serve.models import ServedModel
 from mingpt_prefix.serve.requests import Query, Refusal, read_query
 
@@ -54,16 +54,6 @@ class Asked:
     @property
     def name(self) -> str:
         return self.queries[0].served.name
-
-
-@dataclass(frozen=True)
-class Text:
-    """An answer up to a stop, as text and as tokens with the text of each."""
-
-    text: str
-    ids: list[int]
-    pieces: list[str]
-    finish_reason: str
 
 
 class Completions:
@@ -98,8 +88,8 @@ class Completions:
         answers = [self._answer(query, asked, request, deadline) for query in asked.queries]
         found = [item for answer in await asyncio.gather(*answers) for item in answer]
         choices = [
-            {"index": n, "text": own.text, "logprobs": chances, "finish_reason": own.finish_reason}
-            for n, (own, chances) in enumerate(found)
+            {"index": n, "text": own.text, "logprobs": logprobs, "finish_reason": own.finish_reason}
+            for n, (own, logprobs) in enumerate(found)
         ]
         usage = _usage(asked, sum(len(own.ids) for own, _ in found))
         return line({**head, "choices": choices, "usage": usage})
@@ -141,10 +131,10 @@ class Completions:
         job = self.service.submit(query.served, self.service.job(query))
         found = await self.service.result(job, request, deadline)
         self.service.count(query, found)
-        texts = [_text(query, scored, asked.stops) for scored in found]
+        texts = [text_of(query, scored, asked.stops) for scored in found]
         if asked.logprobs is None:
             return [(text, None) for text in texts]
-        job = FunctionJob(lambda: [_chances(query, text, asked.logprobs) for text in texts])
+        job = FunctionJob(lambda: [chances(query, text, asked.logprobs) for text in texts])
         self.service.submit(query.served, job)
         return list(zip(texts, await self.service.result(job, request, deadline), strict=True))
 
@@ -188,44 +178,6 @@ def _logprobs(fields: dict) -> int | None:
     return count
 
 
-def _text(query: Query, scored: Scored, stops: Sequence[str]) -> Text:
-    encoding = query.served.pipeline.tokenizer.encoding
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    has_ended = query.has_ended(scored.ids)
-    pieces = [decoder.decode(encoding.decode_single_token_bytes(i)) for i in scored.ids]
-    if pieces and has_ended:
-        pieces[-1] += decoder.decode(b"", True)
-    text = "".join(pieces)
-    if (end := _stop_at(text, stops)) is None:
-        return Text(text, scored.ids, pieces, "stop" if has_ended else "length")
-    n_kept = sum(start < end for start in _starts(pieces))
-    return Text(text[:end], scored.ids[:n_kept], pieces[:n_kept], "stop")
-
-
-def _starts(pieces: Sequence[str]) -> list[int]:
-    """Where each piece begins in their text."""
-    return list(itertools.accumulate(map(len, pieces[:-1]), initial=0)) if pieces else []
-
-
-def _stop_at(text: str, stops: Sequence[str]) -> int | None:
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
-
-
-def _chances(query: Query, text: Text, count: int) -> dict:
-    """The log-probability of each of a text's tokens, and of the `count` likeliest in its place."""
-    own, likeliest = [], []
-    if text.ids:
-        pipeline = query.served.pipeline
-        where = (pipeline.prefix, query.prefix_from)
-        shares = log_probabilities(pipeline.model, query.prompt, text.ids, *where)
-        own = [float(row[token]) for token, row in zip(text.ids, shares, strict=True)]
-        for row, token in zip(shares, text.ids, strict=True):
-            ids = [*row.topk(count).indices.tolist(), token]
-            likeliest.append({pipeline.tokenizer.decode([i]): float(row[i]) for i in ids})
-    said = {"tokens": text.pieces, "token_logprobs": own, "top_logprobs": likeliest}
-    return {**said, "text_offset": _starts(text.pieces)}
-
-
 def _usage(asked: Asked, n_new: int) -> dict:
     n_prompt = sum(len(query.prompt) for query in asked.queries)
     said = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
@@ -246,8 +198,8 @@ async def _events(
         async for item in told:
             if isinstance(item, Told):
                 text, n_new = text + item.text, n_new + (not item.is_end)
-                end = _stop_at(text, asked.stops)
-                upto = len(text) - _held(text, asked.stops) if end is None else end
+                end = stop_at(text, asked.stops)
+                upto = len(text) - held_back(text, asked.stops) if end is None else end
             else:
                 end, upto = None, len(text)
                 reason = "stop" if asked.queries[0].has_ended(item[0].ids) else "length"
@@ -267,12 +219,6 @@ async def _events(
         yield _event(error_of(500, FAILED))
     finally:
         await told.aclose()
-
-
-def _held(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may begin a stop."""
-    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-    return max(begun, default=0)
 
 
 def _event(content: dict) -> bytes:

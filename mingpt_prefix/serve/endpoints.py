@@ -6,8 +6,6 @@ Several requests are answered at a time, in one event loop; each model has a thr
 
 import asyncio
 import codecs
-import functools
-import json
 import math
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -17,21 +15,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from mingpt_prefix.data.datasets import load_references
-from mingpt_prefix.data.tables import parse_table
-from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields
-from mingpt_prefix.evaluation.faults import slots_said
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.evaluation.table_to_text import one_line
-from mingpt_prefix.evaluation.tasks import EXAMPLE
 from mingpt_prefix.generation.sampling import Scored
+from mingpt_prefix.serve.answers import FAILED, answer, as_line, line, test_tables, usual_slots
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
 from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, QueueFull, Stopped
 from mingpt_prefix.serve.models import ServedModel
 from mingpt_prefix.serve.monitoring import Meters
 from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_fields, read_query
-
-FAILED = "the server failed at this request"
 
 
 class Told(NamedTuple):
@@ -70,7 +61,7 @@ class Service:
     async def about(self, _request: Request) -> Response:
         """Which models there are, the slots each is used to, and the settings to begin with."""
         models = [
-            {"name": v.name, "kind": v.kind, "origin": v.pipeline.origin, "slots": _slots(v)}
+            {"name": v.name, "kind": v.kind, "origin": v.pipeline.origin, "slots": usual_slots(v)}
             for v in self.models
         ]
         most = self.limits.new_tokens
@@ -94,7 +85,7 @@ class Service:
 
     async def test_table(self, _request: Request) -> Response:
         """A table of the sample's test set, drawn at random."""
-        return line({"slots": random.choice(_test_tables())})
+        return line({"slots": random.choice(test_tables())})
 
     async def generate(self, request: Request) -> Response:
         """Sentences for a table; as a stream, a line for each token and then one for the whole."""
@@ -108,7 +99,7 @@ class Service:
         job = self.submit(query.served, self.job(query))
         found = await self.result(job, request, deadline)
         self.count(query, found)
-        return line(_answer(query, found))
+        return line(answer(query, found))
 
     async def attention(self, request: Request) -> Response:
         """(L, N): of N new tokens the share of attention that the prefix got as each was chosen,
@@ -237,13 +228,13 @@ class Service:
                 if isinstance(item, Told):
                     said = {"token": item.token, "text": item.text}
                     chance = {"probability": math.exp(item.share), "end": item.is_end}
-                    yield _as_line({**said, **chance})
+                    yield as_line({**said, **chance})
                 else:
-                    yield _as_line(_answer(query, item))
+                    yield as_line(answer(query, item))
         except Refusal as error:
-            yield _as_line({"error": str(error)})
+            yield as_line({"error": str(error)})
         except Exception:
-            yield _as_line({"error": FAILED})
+            yield as_line({"error": FAILED})
         finally:
             await told.aclose()
 
@@ -254,44 +245,7 @@ class Service:
         tokens.labels(query.served.name, "new").inc(sum(len(s.ids) for s in found))
 
 
-def as_json(content: dict) -> bytes:
-    """`content` as UTF-8, with no more escapes than JSON needs."""
-    return json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
-
-
-def line(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`content` as JSON on one line."""
-    headers = {**(headers or {}), **({"Retry-After": "1"} if status == 503 else {})}
-    return Response(_as_line(content), status, headers, media_type="application/json")
-
-
-def _as_line(content: dict) -> bytes:
-    return as_json(content) + b"\n"
-
-
-def _answer(query: Query, found: list[Scored]) -> dict:
-    decode = query.served.pipeline.tokenizer.decode
-    sentences = [{"text": one_line(decode(s.ids)), "score": s.score} for s in found]
-    if query.said:
-        for sentence in sentences:
-            sentence["said"] = slots_said(query.table.slots, sentence["text"])
-    return {"by": query.served.name, "sentences": sentences}
-
-
 async def _gone(request: Request) -> None:
     """Returns when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-@functools.cache
-def _test_tables() -> list[list[list[str]]]:
-    return [[list(slot) for slot in table.slots] for table, _ in load_references("sample", "test")]
-
-
-def _slots(served: ServedModel) -> list[list[str]]:
-    """A table to begin with: an example, or the empty fields of the model's template."""
-    text_format = served.pipeline.text_format
-    if text_format.startswith(TEMPLATE_FORMAT):
-        return [[name, ""] for name in template_fields(text_format)]
-    return [list(slot) for slot in parse_table(EXAMPLE).slots]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mingpt_prefix.config import MAX_SEED, Decoding, flag_name
-from mingpt_prefix.data.readers import as_table
+from mingpt_prefix.data.spellings import as_table
 from mingpt_prefix.data.tables import Table
 from mingpt_prefix.errors import ConfigError, TableError, printable
 from mingpt_prefix.serve.models import ServedModel

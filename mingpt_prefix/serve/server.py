@@ -45,8 +45,9 @@ try:
     from starlette.responses import HTMLResponse, Response
     from starlette.routing import Route
 
+    from mingpt_prefix.serve.answers import FAILED, line
     from mingpt_prefix.serve.completions import Completions, error_of
-    from mingpt_prefix.serve.endpoints import FAILED, Service, line
+    from mingpt_prefix.serve.endpoints import Service
     from mingpt_prefix.serve.monitoring import Monitored, log
     from mingpt_prefix.serve.watching import WatchedFolder
 except ImportError:

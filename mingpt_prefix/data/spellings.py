@@ -1,0 +1,88 @@
+"""Tables as users write them: one a line, the rows of a CSV file, or values of Python.
+
+as_table({"name": "The Mill"}) == as_table("name[The Mill]")
+for number, table in iter_tables(lines): ...
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+
+from mingpt_prefix.data.parsing import parse_json
+from mingpt_prefix.data.rows import csv_rows, fitted
+from mingpt_prefix.data.tables import Table, parse_bars, parse_table, table_from_json
+from mingpt_prefix.errors import DataError, TableError, printable
+
+
+def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]]:
+    """Read one table a line, lazily: (line number from 1, the table or what is wrong with it).
+
+    Every line gives one item, an empty one an error, so that answers stay in step with lines. If
+    the first line is the header of CSV with a column `mr`, each row under it gives one.
+    """
+    lines = (line.removeprefix("\ufeff") for line in lines)
+    begin = list(islice(lines, 2))
+    lines = chain(begin, lines)
+    items: Iterable[tuple[int, str | Exception]] = enumerate(lines, 1)
+    if len(begin) == 2 and begin[0].strip():
+        if _is_of_tables(next((row for _, row in csv_rows(begin)), [])):
+            items = _csv_tables(lines)
+    for number, item in items:
+        try:
+            if isinstance(item, Exception):
+                raise TableError(printable(str(item), 100), 0)
+            yield number, table_from_line(item.rstrip("\r\n"))
+        except TableError as error:
+            yield number, error
+
+
+def _is_of_tables(header: list[str] | csv.Error) -> bool:
+    names = [] if isinstance(header, csv.Error) else [name.strip().lower() for name in header]
+    return names.count("mr") == 1
+
+
+def _csv_tables(lines: Iterable[str]) -> Iterator[tuple[int, str | Exception]]:
+    """The fields of the column `mr`, or what is wrong with a row."""
+    rows = csv_rows(lines)
+    header = [name.strip().lower() for name in next(rows)[1]]
+    column, width = header.index("mr"), len(header)
+    for line, row in rows:
+        try:
+            yield line, row if isinstance(row, csv.Error) else fitted(row, width)[column]
+        except DataError as error:
+            yield line, error
+
+
+def table_from_line(line: str) -> Table:
+    """Read the bracket form, `{"name": "The Mill"}`, `{"table": {"name": "The Mill"}}`, triples,
+    `[["The Mill", "near", "Café Rouge"]]`, or a line as `readers.read_bars` does, of which the
+    sentence is left out.
+
+    Raises:
+        TableError: with the position of the first mistake.
+    """
+    start = "".join(line[:100].split())
+    if not start.startswith(("{", "[[")):
+        table, bars, _ = line.partition("||")
+        try:
+            return parse_table(line)
+        except TableError:
+            if not bars or " : " not in table:
+                raise
+        return parse_bars(table)
+    obj = parse_json(line)
+    # A slot may be called "table" too: its value is then no object.
+    if isinstance(obj, dict) and isinstance(obj.get("table"), dict | list):
+        obj = obj["table"]
+    return table_from_json(obj)
+
+
+def as_table(given: Table | str | Mapping | list) -> Table:
+    """A table in any spelling: as `table_from_line` or `tables.table_from_json` reads it.
+
+    Raises:
+        TableError: with the position of the first mistake.
+    """
+    if isinstance(given, Table):
+        return given
+    return table_from_line(given) if isinstance(given, str) else table_from_json(given)
