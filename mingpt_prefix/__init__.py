@@ -6,9 +6,9 @@
     model = load_model("gpt2")
     logits = model.logits([[464, 6840]], load_prefix("prefix.safetensors"))
 
-Errors that a user can mend are `MingptPrefixError`s, each with a message of one line.
+Errors that a user can fix are `MingptPrefixError`s with a one-line message.
 
-A name is imported from its module when it is first used, so that importing the package is quick.
+Each name is imported from its module on first use, so importing the package is fast.
 """
 
 from importlib import import_module

@@ -1,11 +1,11 @@
-"""All that is learned beside a frozen model: a prefix, LoRA, or both.
+"""What is learned beside a frozen model: a prefix, LoRA, or both.
 
     adapters = Adapters(PrefixEncoder(model.config, 5), lora=None)
     adaptation = adapters()
     with adaptation.attached(model):
         hidden = model(tokens, positions, layout, adaptation.prefix)
 
-`Adapters` are the modules that learn; an `Adaptation` is what they come to, as plain tensors.
+`Adapters` are the modules that are trained; an `Adaptation` is their output, plain tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mingpt_prefix.model import GPT2
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What changes what a model computes, as plain tensors."""
+    """A prefix and low-rank changes, as plain tensors."""
 
     prefix: PrefixKV | None = None
     low_rank: LowRank | None = None
@@ -33,11 +33,11 @@ class Adaptation:
         return rows + ([] if self.low_rank is None else self.low_rank.tensors())
 
     def attached(self, model: GPT2) -> AbstractContextManager[None]:
-        """`model` computes with the changes of its weights, if there are any."""
+        """While attached, `model` computes with the low-rank changes, if there are any."""
         return nullcontext() if self.low_rank is None else self.low_rank.attached(model)
 
     def leaves(self) -> Adaptation:
-        """The same numbers without their graph, to add gradients up in."""
+        """The same values detached from their graph, as leaves that accumulate gradients."""
         prefix, low_rank = self.prefix, self.low_rank
         if prefix is not None:
             prefix = PrefixKV(_leaf(prefix.kv), prefix.starts)
@@ -55,24 +55,24 @@ NOTHING = Adaptation()
 
 
 class Adapters(nn.Module):
-    """The modules that are trained beside a frozen model; one of them may be missing."""
+    """The modules that are trained beside a frozen model; one of the two may be None."""
 
     def __init__(self, prefix: nn.Module | None, lora: Lora | None):
         super().__init__()
         self.prefix, self.lora = prefix, lora
 
     def forward(self) -> Adaptation:
-        """What they come to now, with their graph."""
+        """Their current output, with its graph."""
         prefix = None if self.prefix is None else self.prefix()
         return Adaptation(prefix, None if self.lora is None else self.lora())
 
     @property
     def trainable(self) -> nn.Module:
-        """The module whose parameters' names a checkpoint has: a prefix's are its own."""
+        """The module whose parameter names a checkpoint uses: a lone prefix's have no prefix."""
         return self if self.lora is not None else self.prefix
 
 
 @torch.no_grad()
 def folded(adapters: Adapters | None) -> Adaptation:
-    """What is kept and judged: without dropout, and without a graph."""
+    """What is saved and evaluated: no dropout, no graph."""
     return NOTHING if adapters is None else adapters.eval()()

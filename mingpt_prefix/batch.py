@@ -1,8 +1,8 @@
-"""What a model is given: packed sequences without padding, and prefix rows.
+"""The model's inputs: packed sequences without padding, and prefix rows.
 
-B sequences lie one after the other in T tokens; N prefixes lie one after the other in R rows. This
-module alone decides positions, which tokens predict a target, and the exact order of a run's
-batches as a function of (seed, epoch).
+B sequences are concatenated into T tokens, and N prefixes into R rows. Only this module decides
+positions, which tokens predict a target, and the order of a run's batches, which is a function of
+(seed, epoch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ from mingpt_prefix.kernels import Layout
 class PrefixKV:
     """Key/value rows of N prefixes for every layer.
 
-    kv (L, 2, R, H, D): keys, then values, all prefixes one after the other.
-    starts (N+1,) int32: their row offsets.
+    kv (L, 2, R, H, D): keys, then values, of all prefixes, concatenated.
+    starts (N+1,) int32: the row offset of each prefix, and the end of the last.
     """
 
     kv: Tensor
@@ -28,22 +28,22 @@ class PrefixKV:
 
     @classmethod
     def from_tensor(cls, kv: Tensor) -> "PrefixKV":
-        """One prefix of P rows from kv (L, 2, P, H, D); keeps the graph.
+        """One prefix of P rows from kv (L, 2, P, H, D); keeps the autograd graph.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: if kv has another shape.
         """
         if kv.ndim != 5 or kv.shape[1] != 2:
             raise ValueError(f"kv: expected shape (L, 2, P, H, D), got {tuple(kv.shape)}")
-        # Made on its device: a copy to a GPU would make the host wait.
+        # Created on the device: a copy to a GPU would make the host wait.
         return cls(kv, torch.arange(2, dtype=torch.int32, device=kv.device) * kv.shape[2])
 
     @classmethod
     def pack(cls, prefixes: Sequence["PrefixKV | Tensor"]) -> "PrefixKV":
-        """Several prefixes, each with a length of its own, as one; keeps the graph.
+        """Concatenate prefixes of any lengths; keeps the autograd graph.
 
         Raises:
-            ValueError: for none.
+            ValueError: if there are none.
         """
         if not prefixes:
             raise ValueError("prefixes: expected at least one")
@@ -68,9 +68,9 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B sequences in T tokens, M of which are to be predicted.
+    """B sequences in T tokens, with M targets.
 
-    tokens, positions (T,); target_index (M,): the tokens whose output predicts target_tokens (M,).
+    tokens, positions (T,); target_index (M,): the tokens whose outputs predict target_tokens (M,).
     """
 
     tokens: Tensor
@@ -84,9 +84,9 @@ class PackedBatch:
         return len(self.target_tokens)
 
     def with_tail(self, n_tokens: int) -> "PackedBatch":
-        """The same batch in `n_tokens` tokens; those behind the last sequence have no effect.
+        """The same batch padded at its end to `n_tokens` tokens; the padding has no effect.
 
-        Raises ValueError if it has more tokens.
+        Raises ValueError if the batch has more tokens.
         """
         if (more := n_tokens - len(self.tokens)) < 0:
             raise ValueError(f"n_tokens: {n_tokens} for {len(self.tokens)} tokens")
@@ -103,11 +103,11 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` (T_b,) int, of which the first `prompt_length` are given and the
-    others predicted.
+    """One example as tokens: in `ids` (T_b,) int, the first `prompt_length` are the prompt, and the
+    rest are targets.
 
-    `offset` is added to its positions; `where` it was read, for messages. Raises ValueError for a
-    prompt of no tokens: nothing would predict the first target.
+    `offset` is added to the positions; `where` names the source in error messages. Raises
+    ValueError for an empty prompt: nothing would predict the first target.
     """
 
     ids: Tensor
@@ -133,10 +133,10 @@ def make_layout(
     prefix_ids: Tensor | Sequence[int] | None = None,
     prefix_from: Tensor | Sequence[int] | None = None,
 ) -> Layout:
-    """The layout of sequences of these lengths.
+    """The layout of sequences with these lengths.
 
-    `prefix_ids` None means no prefix, `prefix_from` None the start of each sequence. Raises
-    ValueError unless there is one per sequence.
+    `prefix_ids` None means no prefix; `prefix_from` None, the start of each sequence. Raises
+    ValueError unless each has one value per sequence.
     """
 
     def each(name, values, default):
@@ -153,10 +153,10 @@ def make_layout(
 
 
 def make_positions(layout: Layout, prefix_lengths: Tensor | None = None) -> Tensor:
-    """Positions (T,) int64: i for a sequence's token i, behind its prefix's rows if there are any.
+    """Positions (T,) int64: a sequence's token i has position i, plus the rows of its prefix.
 
-    `prefix_lengths` (N,): the rows of each prefix, if prefixes stand in front, as in the paper's
-    code and in PEFT; None if they move no positions (an infix, a called prefix, no prefix).
+    `prefix_lengths` (N,): the rows of each prefix, if they take up positions, as in the paper's
+    code and in PEFT; None if they do not (an infix, a called prefix, no prefix).
     """
     lengths = layout.cu_seqlens.diff()
     shift = torch.zeros_like(lengths)
@@ -173,13 +173,13 @@ def pack(
     placement: str = "prefix",
     prefix_ids: Sequence[int] | None = None,
 ) -> PackedBatch:
-    """Examples one after the other, behind prefixes of `prefix_length` rows each, or none.
+    """Concatenate examples that see prefixes of `prefix_length` rows each, or none.
 
-    `prefix_ids` None means prefix 0 for all. An infix is seen from the last given token on, and
-    moves no positions, so that its length may be left out if there are `prefix_ids`.
+    `prefix_ids` None means prefix 0 for all. An infix is seen from the prompt's last token on, and
+    takes up no positions, so its length may be omitted if `prefix_ids` are given.
 
     Raises:
-        ValueError: for no examples.
+        ValueError: if there are no examples.
     """
     if not examples:
         raise ValueError("examples: expected at least one")
@@ -204,15 +204,15 @@ def pack(
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of `n` examples in an epoch: a permutation (n,), a function of (n, seed, epoch)."""
+    """The order of `n` examples in an epoch: a permutation (n,) given by (n, seed, epoch)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator)
 
 
 def batches(n: int, batch_size: int, seed: int, first_step: int = 0) -> Iterator[list[int]]:
-    """Endless batches of indices below `n`, epoch after epoch, from `first_step` on.
+    """Batches of indices below `n`, epoch after epoch without end, from `first_step` on.
 
-    An epoch's last batch may be short.
+    The last batch of an epoch may be short.
     """
     per_epoch = -(-n // batch_size)
     step = first_step

@@ -1,6 +1,6 @@
-"""Settings, as frozen dataclasses: the model's shape, a training run, how tokens are chosen.
+"""Settings as frozen dataclasses: the model's shape, a training run, decoding.
 
-Each field declares its range or its choices; combinations are checked in `__post_init__`.
+Each field declares its range or choices; `__post_init__` checks combinations.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Target = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 TARGETS: tuple[str, ...] = get_args(Target)
 MAX_SEED = 2**31 - 1
-# What a field's metadata may demand of its value, in the words of the message.
+# The ranges that a field's metadata can name, in the words of the error message.
 _RANGES = {
     "be positive": lambda value: value > 0,
     "not be negative": lambda value: value >= 0,
@@ -32,12 +32,12 @@ _RANGES = {
 
 
 def _number(range_: str, default: Any = MISSING) -> Any:
-    """A dataclass field whose value, unless it is None, must be finite and in this range."""
+    """A dataclass field whose value must be finite and in this range, unless it is None."""
     return field(default=default, metadata={"range": range_})
 
 
 def flag_name(name: str) -> str:
-    """A setting's name as it is written on the command line, without its dashes."""
+    """A setting's name on the command line, without the leading dashes."""
     return name.replace("_", "-")
 
 
@@ -49,7 +49,7 @@ def _check(name: str, value: float, range_: str) -> None:
 
 
 def check_ranges(settings: Any) -> None:
-    """Raises ConfigError for a number that is outside the range beside its field."""
+    """Raises ConfigError if a number lies outside its field's range."""
     for each in dataclasses.fields(settings):
         value, range_ = getattr(settings, each.name), each.metadata.get("range")
         if range_ is not None and value is not None:
@@ -58,9 +58,9 @@ def check_ranges(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a GPT-2; the field names are those of GPT-2's own `config.json`.
+    """The shape of a GPT-2; the field names are those of its `config.json`.
 
-    `eos_token_id` None: no token ends a text. `tokenizer` None: it is not known.
+    `eos_token_id` None: no token ends a text. `tokenizer` None: unknown.
     """
 
     n_layer: int = 12
@@ -90,7 +90,7 @@ class ModelConfig:
 
     @property
     def n_tokens(self) -> int:
-        """How many ids are tokens: beyond GPT-2's own tokenizer a vocabulary is padding."""
+        """How many ids are tokens: ids beyond those of GPT-2's tokenizer are padding."""
         own = ModelConfig.vocab_size  # the default
         return min(self.vocab_size, own) if self.tokenizer == "gpt2" else self.vocab_size
 
@@ -110,24 +110,23 @@ MODELS = {
 class TrainConfig:
     """The settings of one training run, all resolved.
 
-    `lr` is the peak learning rate; it falls linearly to 0 over the run, after `warmup` (a share of
-    all steps). `init_scale` times torch's usual values is where the prefix MLP's last weight
-    starts. `placement` infix: only what is to be predicted sees the rows, not the table. `depth`
-    embedding: the rows are the keys and values of P learned embeddings, run through the frozen
-    model. `init_text`: the rows begin as the keys and values of these words; `init` examples: of
-    training examples drawn by the seed, as many as fill them. `prefix_dropout` acts
-    on the rows, `dropout` on embeddings and residuals when the model itself is trained.
-    `limit_examples` 0 means the whole training set; else so many, drawn by the seed.
-    `micro_batch_size` sequences go through the model at once; gradients add up to `batch_size`.
-    `evals` is the number of dev losses in a run. `block_size` is the length of a pretraining
-    window, in tokens; `max_steps` 0 means as many as `epochs` has. `grad_checkpoint` trades time
-    for memory: activations are computed again in backward. `input_template` spells tables, and
-    `text_field` holds the sentences of files of the user's own. `init_prefix` is a prefix file
-    whose rows training starts from, `init_digest` the SHA-256 of those. `lora_targets` are the
-    weights that LoRA changes, by products of matrices (in, `lora_rank`) and (`lora_rank`, out)
-    times `lora_alpha` / `lora_rank`; `lora_dropout` acts on what goes into them. `lora_lr` is the
-    peak learning rate of those where a prefix has `lr`; 0: the same. `slots` are the names of those
-    that training's tables have, where they are a fixed set.
+    - `lr`: the peak learning rate; after `warmup` (a share of all steps) it falls linearly to 0.
+    - `batch_size`: examples per optimizer step, `micro_batch_size` of them in the model at once.
+    - `max_steps` 0: as many as `epochs` has. `evals`: dev losses in a run.
+    - `limit_examples`: how many training examples, drawn by the seed; 0 means all.
+    - `placement` infix: only the targets see the rows, not the table.
+    - `depth` embedding: the rows are the frozen model's keys and values of P learned embeddings.
+    - `init_text`: the rows start as the keys and values of these words; `init` examples: of
+      training examples drawn by the seed; `init_prefix`: as the file's with SHA-256 `init_digest`.
+    - `init_scale`: of the initial values of the prefix MLP's last weight, times torch's default.
+    - `prefix_dropout`: of the rows; `dropout`: of a trained model's embeddings and residuals.
+    - `lora_targets`: the weights that change, each by the product of (in, `lora_rank`) and
+      (`lora_rank`, out) matrices times `lora_alpha` / `lora_rank`; `lora_dropout`: of their input;
+      `lora_lr`: their peak learning rate beside a prefix, 0 for `lr`.
+    - `block_size`: tokens in a pretraining window.
+    - `grad_checkpoint`: recompute activations in backward, which saves memory.
+    - `input_template`, `text_field`: how tables are spelled, and which field holds the sentence.
+    - `slots`: the slot names of the training tables, if they are a fixed set.
     """
 
     mode: Mode
@@ -217,26 +216,26 @@ class TrainConfig:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the model's own weights stay as they are."""
+        """Whether the model's own weights stay unchanged."""
         return self.has_prefix or self.has_lora
 
     def learning_settings(self) -> dict:
-        """What shaped the weights learned, without names of folders, devices or files."""
+        """The settings that affect the learned weights: no folders, devices or files."""
         skip = "model data device attention evals block_size grad_checkpoint init_prefix".split()
         return {name: value for name, value in to_json(self).items() if name not in skip}
 
 
 def to_json(config) -> dict:
-    """A dataclass as what JSON gives back for it: tuples become lists."""
+    """A dataclass as JSON would load it: tuples become lists."""
     values = dataclasses.asdict(config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are chosen: by beam search; with one beam greedily, or by sampling if there is
-    a temperature, top-k or top-p. No run of `no_repeat_ngram_size` tokens (0: any may) comes
-    twice, the prompt counted. `num_return_sequences`: of beams the best so many, or samples."""
+    """How new tokens are chosen: by beam search, or with one beam greedily, or by sampling if a
+    temperature, top-k or top-p is set. No n-gram of `no_repeat_ngram_size` tokens occurs twice,
+    prompt included (0: no limit). `num_return_sequences`: the best beams, or samples."""
 
     beams: int = _number("be positive", 1)
     max_new_tokens: int = _number("be positive", 100)

@@ -1,12 +1,12 @@
-"""The errors a user can mend, and foreign text in their messages.
+"""Errors that a user can fix, and how their messages quote text from outside.
 
-Scripts print the one-line message and exit with code 2. Text from files, flags and other people's
-libraries is shown through `printable`: short, on one line, with nothing that a terminal acts on.
+Programs print the one-line message and exit with code 2. Text from files, flags and libraries goes
+through `printable`: short, on one line, without control characters.
 """
 
 
 class MingptPrefixError(ValueError):
-    """What a user can mend; its message is one line."""
+    """An error that a user can fix; its message is one line."""
 
 
 class TableError(MingptPrefixError):
@@ -22,15 +22,15 @@ class PromptError(TableError):
 
 
 class DataError(MingptPrefixError):
-    """A data set that is missing, cannot be downloaded, or holds a bad row."""
+    """A data set that is missing, cannot be downloaded, or has a bad row."""
 
 
 class WeightsError(MingptPrefixError):
-    """Base weights that are missing, damaged, or of another model."""
+    """Base weights that are missing, damaged, or belong to another model."""
 
 
 class AdapterError(MingptPrefixError):
-    """What was learned beside a frozen model, and is damaged or does not fit the model."""
+    """An adapter that is damaged or does not fit the model."""
 
 
 class PrefixError(AdapterError):
@@ -50,17 +50,17 @@ class ConfigError(MingptPrefixError):
 
 
 class TrainingError(MingptPrefixError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 def printable(text: str, limit: int = 40) -> str:
-    """Cut foreign text to `limit` characters, with what a terminal cannot show escaped."""
+    """Text from outside, cut to `limit` characters, with unprintable characters escaped."""
     shown = escape(text[:limit])
     return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
 
 
 def escape(text: str) -> str:
-    """Text with each character that cannot be shown as its escape, `\\n` for a line end."""
+    """Text with each unprintable character escaped, e.g. `\\n` for a line end."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -68,10 +68,10 @@ def escape(text: str) -> str:
 
 
 def shown(path: object) -> str:
-    """A path, or another name, as messages show it."""
+    """A path or another name, as messages show it."""
     return printable(str(path), 200)
 
 
 def reason(error: Exception) -> str:
-    """What an error of the operating system or of safetensors says, in one printable line."""
+    """The text of an error of the operating system or of safetensors, in one printable line."""
     return printable(getattr(error, "strerror", None) or str(error), 200)

@@ -1,10 +1,10 @@
-"""LoRA (Hu et al. 2021): low-rank changes of a frozen model's weights, learned beside it.
+"""LoRA (Hu et al. 2021): learned low-rank changes of a frozen model's weights.
 
     lora = Lora(model.config, rank=8, alpha=16, targets=("attn.c_attn",))
     with lora().attached(model):
         hidden = model(tokens, positions, layout)
 
-The model knows nothing of it: while changes are attached, hooks add them to what its layers return.
+The model does not know about it: while attached, hooks add the changes to its layers' outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from mingpt_prefix.model import GPT2
 @dataclass(frozen=True)
 class Change:
     """The change of one weight W (in, out): a (in, r) and b (r, out). Section 4.1, eq. 3, in this
-    layout: x W + scale * (x a) b; `dropout` acts on the x of the second term, in training."""
+    layout: x W + scale * (x a) b. In training, `dropout` acts on the x of the second term."""
 
     a: Tensor
     b: Tensor
@@ -31,7 +31,7 @@ class Change:
     dropout: float
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> Tensor:
-        """As a forward hook of the layer that multiplies by W: y (T, out), changed."""
+        """A forward hook of the layer that multiplies by W: returns the changed y (T, out)."""
         (x,) = inputs
         low = F.dropout(x, self.dropout, layer.training) @ self.a.to(x.dtype)
         return torch.addmm(y, low, self.b.to(x.dtype), alpha=self.scale)
@@ -41,7 +41,7 @@ class Change:
 class LowRank:
     """Changes of the same weights in all L layers, as plain tensors.
 
-    factors: by the weight's name in a block, a (L, in, r) and b (L, r, out).
+    factors: a (L, in, r) and b (L, r, out) by the weight's name in a block.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -52,7 +52,7 @@ class LowRank:
         return [factor for pair in self.factors.values() for factor in pair]
 
     def layers(self) -> list[dict[str, Change]]:
-        """The changes of each layer, by the weights' names in a block."""
+        """The changes of each layer, by the weight's name in a block."""
         found: list[dict[str, Change]] = []
         for target, (a, b) in self.factors.items():
             found = found or [{} for _ in range(len(a))]
@@ -62,7 +62,7 @@ class LowRank:
 
     @contextmanager
     def attached(self, model: GPT2) -> Iterator[None]:
-        """`model` computes with these changes, in backward too if it computes blocks again."""
+        """While attached, `model` computes with these changes, also where backward recomputes."""
         hooks = [
             block.get_submodule(target).register_forward_hook(change)
             for block, changes in zip(model.h, self.layers(), strict=True)
@@ -76,7 +76,7 @@ class LowRank:
 
 
 def weight_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) of each weight of a block that LoRA can change, by its name there."""
+    """(in, out) of each weight that LoRA can change, by its name in a block."""
     width = config.n_embd
     return {
         "attn.c_attn": (width, 3 * width),
@@ -89,9 +89,9 @@ def weight_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 class Lora(nn.Module):
     """LoRA in training: a (L, in, r) and b (L, r, out) of each target, in float32; section 4.1.
 
-    `a` begins as in the authors' code and PEFT, uniform in +-1 / sqrt(in), drawn by `seed` alone,
-    and `b` as zeros: at first the model is what it was. Raises ConfigError for a rank that saves
-    nothing.
+    As in the authors' code and in PEFT, `a` starts uniform in +-1 / sqrt(in), drawn by `seed`, and
+    `b` as zeros, so training starts from the unchanged model. Raises ConfigError for a rank above
+    the width.
     """
 
     def __init__(
@@ -118,6 +118,6 @@ class Lora(nn.Module):
             self.b.append(nn.Parameter(b))
 
     def forward(self) -> LowRank:
-        """The changes as they are now, with their graph; without dropout in eval mode."""
+        """The current changes with their graph; no dropout in eval mode."""
         factors = dict(zip(self.targets, zip(self.a, self.b, strict=True), strict=True))
         return LowRank(factors, self.scale, self.dropout if self.training else 0.0)

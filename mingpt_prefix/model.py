@@ -1,11 +1,10 @@
 """GPT-2 (Radford et al. 2019) over packed sequences, with prefix rows before every layer's keys.
 
-Parameters have GPT-2's own names and its (in, out) layout, so that OpenAI's weights load by name as
-they are. All B sequences of a batch lie one after the other in T tokens; C = H * D is
-the width, V the vocabulary.
+Parameters keep GPT-2's names and its (in, out) layout, so OpenAI's weights load unchanged. The B
+sequences of a batch are concatenated into T tokens; C = H * D is the width, V the vocabulary size.
 
     hidden = model(tokens, positions, layout, prefix)     # (T, C)
-    logits = model.head(hidden[predicting])               # only of the tokens that predict
+    logits = model.head(hidden[predicting])               # only where a target is predicted
 """
 
 from collections.abc import Callable, Sequence
@@ -80,8 +79,8 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """The model. `attention` names the backend of attention: see `mingpt_prefix.kernels`.
 
-    `dropout` (of embeddings and residuals, never of attention weights) acts in training mode. With
-    `grad_checkpoint`, backward computes each block again, and only its input is kept until then.
+    `dropout` acts on embeddings and residuals in training mode, never on attention weights. With
+    `grad_checkpoint`, only each block's input is kept, and backward recomputes the rest.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "reference", dropout: float = 0.0):
@@ -101,7 +100,7 @@ class GPT2(nn.Module):
         return f"{type(self).__name__}({self.name or 'unnamed'}: {sizes}, {dtype} on {self.device})"
 
     def initialize(self, seed: int) -> "GPT2":
-        """Draw fresh weights as GPT-2 does: normal, std 0.02; residual projections / sqrt(2 L)."""
+        """Draw GPT-2's initial weights: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(
@@ -117,15 +116,15 @@ class GPT2(nn.Module):
 
     @property
     def padding(self) -> range:
-        """The ids of the vocabulary that are no tokens, which are read but never generated."""
+        """Ids of the vocabulary that stand for no token; they are never generated."""
         return range(self.config.n_tokens, self.wte.num_embeddings)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The input of the first block, (T, C), for tokens (T,) at positions (T,)."""
+        """The first block's input (T, C) for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
     def trunk(self, x: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, C) from embeddings (T, C), with the caller's attention."""
+        """Hidden states (T, C) from embeddings (T, C), with the given attention."""
         again = self.grad_checkpoint and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
             inputs = (x, layer, attend, self.dropout)
@@ -133,9 +132,9 @@ class GPT2(nn.Module):
         return self.ln_f(x)
 
     def bind_attention(self, n_tokens: int, layout: Layout, prefix: PrefixKV | None) -> Attend:
-        """The attention of T packed tokens for `trunk`.
+        """The attention of T packed tokens, for `trunk`.
 
-        Raises ValueError for a prefix of another shape than the model's.
+        Raises ValueError if the prefix does not have the model's shape.
         """
         n_rows = 0 if prefix is None else prefix.kv.shape[2]
         shape = (self.config.n_layer, 2, n_rows, self.config.n_head, self.config.head_dim)
@@ -147,7 +146,7 @@ class GPT2(nn.Module):
         else:
             kv, starts = prefix.kv, prefix.starts
         call = kernels.bind(self.attention, n_tokens, layout, starts)
-        layers = kv.unbind()  # at once: a slice of each has a gradient of the whole size each
+        layers = kv.unbind()  # indexing per layer would allocate a gradient of kv's size for each
         return lambda layer, qkv: call(qkv, layers[layer])
 
     def forward(
@@ -159,7 +158,7 @@ class GPT2(nn.Module):
     ) -> Tensor:
         """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix.
 
-        Raises ValueError for a prefix of another shape than the model's.
+        Raises ValueError if the prefix does not have the model's shape.
         """
         attend = self.bind_attention(len(tokens), layout, prefix)
         return self.trunk(self.embed(tokens, positions), attend)
@@ -175,14 +174,15 @@ class GPT2(nn.Module):
         prefix_ids: Tensor | Sequence[int] | None = None,
         prefix_from: Tensor | Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Logits of every token of B sequences, each (T_b,) ids -> (T_b, V).
+        """Logits of every token of B sequences: each of (T_b,) ids gives (T_b, V).
 
-        They are float32 (float64 model: float64). With a `prefix`, `prefix_ids` None means prefix 0
-        for all; -1 none; `prefix_from` None from the start on. Keeps the autograd graph.
+        They are float32, or float64 for a float64 model. `prefix_ids` (B,): the prefix of each
+        sequence, -1 for none; None means prefix 0 for all. `prefix_from` (B,): the first token
+        that sees it; None means the first of all. Keeps the autograd graph.
 
         Raises:
             ValueError: if a position passes the model's limit, an id names no prefix, or the prefix
-                has another shape than the model's.
+                does not have the model's shape.
         """
         if len(sequences) == 0:
             return []

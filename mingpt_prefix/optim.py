@@ -1,9 +1,9 @@
-"""How trained weights move: AdamW and Muon, and the learning rate of a step.
+"""Optimizers: AdamW and Muon, and the learning-rate schedule.
 
-Muon (Jordan et al. 2024) moves a matrix by the nearest orthogonal matrix to its momentum.
-`torch.optim.Muon` takes one matrix after the other, which for the 36 small ones of the embedded
-model's prefix is a quarter of a training step. Here those of one shape are taken at once. What it
-does to each is the same, at the scale that makes AdamW's learning rates do (Liu et al. 2025).
+Muon (Jordan et al. 2024) updates a matrix by the orthogonal matrix nearest to its momentum.
+`torch.optim.Muon` loops over matrices, and the embedded model's prefix has 96 small ones; here
+matrices of one shape are updated together. The update is the same, scaled so that AdamW's learning
+rates fit (Liu et al. 2025).
 """
 
 from collections import defaultdict
@@ -20,10 +20,10 @@ _EPSILON = 1e-7
 
 
 def make_optimizers(trainable: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the blocks' matrices and
-    for those of a prefix's rows.
+    """AdamW (Loshchilov & Hutter 2019), and with `optimizer="muon"` Muon for the matrices of blocks
+    and of prefix rows.
 
-    Weight decay acts only on matrices. `set_learning_rate` sets their rates.
+    Weight decay acts only on matrices. `set_learning_rate` sets the rates.
     """
     named = list(trainable.named_parameters())
     by_muon = [p for name, p in named if config.optimizer == "muon" and _is_for_muon(name, p)]
@@ -55,13 +55,13 @@ def _is_for_muon(name: str, parameter: nn.Parameter) -> bool:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Set the rate of the next step to `lr`, times `lr_scale` in groups that have one."""
+    """Set the next step's learning rate to `lr`, times `lr_scale` in groups that have one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of 0-based `step`: up over the warm-up's share of steps, then linearly to 0."""
+    """The learning rate of 0-based `step`: linear warm-up, then linear decay to 0."""
     warmup = round(config.warmup * total_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -69,9 +69,9 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """About U V^T of each matrix U S V^T, for matrices (N, rows, columns).
+    """Approximately U V^T for each matrix U S V^T of matrices (N, rows, columns).
 
-    Singular values come out between 0.7 and 1.2, which is near enough for an optimizer.
+    Its singular values lie between 0.7 and 1.2, which is close enough for an optimizer.
     """
     a, b, c = _QUINTIC
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -85,10 +85,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """An optimizer of matrices, with Nesterov's momentum and decoupled weight decay.
+    """Muon with Nesterov momentum and decoupled weight decay.
 
-    `dtype`: what the matrix products of a step are computed in. Raises ValueError for a
-    parameter that is no matrix.
+    `dtype`: the precision of a step's matrix products. Raises ValueError for a parameter that is
+    not a matrix.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """The prefix: P key/value rows per layer, and how they are learned.
 
-Li & Liang (2021), section 4.3: rows optimised directly are unstable, so they are computed from a
-smaller matrix by an MLP while training; only its output is kept.
+Optimising the rows directly is unstable (Li & Liang 2021, section 4.3), so during training an MLP
+computes them from a smaller matrix; only its output is kept.
 
     encoder = PrefixEncoder(model.config, length=5)
     hidden = model(tokens, positions, layout, encoder())
 
-What the rows start from is handed in: see `adapters.learned`.
+The caller passes the rows' initial values: see `adapters.learned`.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.model import GPT2
 
-_DIRECT_STD = 0.3  # about that of the MLP's rows at first
-# Of rows trained directly: a key's change is amplified by the softmax, a value's is diluted by it.
+_DIRECT_STD = 0.3  # about the MLP's at initialisation
+# For rows trained directly: the softmax amplifies a key's change and dilutes a value's.
 _KEY_LR_SCALE, _VALUE_LR_SCALE = 0.7, 3.0
 
 
@@ -40,7 +40,7 @@ def rows_of(model: GPT2, x: Tensor) -> Tensor:
 
 
 def check_length(length: int, config: ModelConfig) -> None:
-    """Raises ConfigError for no rows, or so many that no position is left."""
+    """Raises ConfigError for no rows, or for so many that no position is left."""
     if not 0 < length < config.n_positions:
         most = config.n_positions - 1
         raise ConfigError(f"prefix-length must lie in 1 to {most} for this model, not {length}")
@@ -49,12 +49,12 @@ def check_length(length: int, config: ModelConfig) -> None:
 class PrefixEncoder(nn.Module):
     """P rows in training: `Embedding(P, C) -> Linear(C, mid) -> tanh -> Linear(mid, 2 * L * C)`.
 
-    With reparam=False the rows are trained directly, as `rows`: for each layer, keys and then
-    values, each head a matrix (P, D), which an optimizer of matrices can take; keys at 0.7 times
-    the learning rate, and values at 3 times. Layout and names of the MLP are PEFT's. Initial values
-    depend on `seed` alone, and use no other random state; `init_scale` multiplies the last
-    weight's. Rows begin at `start` (L, 2, P, H, D), if given, and what is learned is added to it.
-    `dropout` acts on the rows in training mode. Raises ConfigError for sizes that cannot be.
+    The MLP has PEFT's layout and names. With reparam=False the rows themselves are trained: per
+    layer, keys and then values, each head a matrix (P, D) as Muon takes it; keys at 0.7 times the
+    learning rate, values at 3 times. Initial values depend only on `seed`; `init_scale` multiplies
+    those of the last weight. If `start` (L, 2, P, H, D) is given, the rows begin there, and what is
+    learned is added. `dropout` acts on the rows in training mode. Raises ConfigError for impossible
+    sizes.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PrefixEncoder(nn.Module):
             nn.Tanh(),
             skip_init(nn.Linear, mid_dim, 2 * config.n_layer * width),
         )
-        # torch's own defaults, drawn from this generator.
+        # torch's defaults, but drawn from this generator.
         nn.init.normal_(self.embedding.weight, generator=generator)
         for linear in (self.transform[0], self.transform[2]):
             bound = linear.in_features**-0.5
@@ -105,7 +105,7 @@ class PrefixEncoder(nn.Module):
                 self.transform[2].bias.zero_()
 
     def forward(self) -> PrefixKV:
-        """The P rows, in the parameters' dtype also under autocast, with their graph."""
+        """The P rows with their graph, in the parameters' dtype even under autocast."""
         kv = self._transformed() if self.reparam else self._direct()
         if self.start is not None:
             kv = kv + self.start
@@ -125,16 +125,16 @@ class PrefixEncoder(nn.Module):
 
 
 class VirtualTokens(nn.Module):
-    """P learned embeddings in front; their rows are the frozen model's keys and values for them.
+    """P learned embeddings, whose rows are the keys and values that the frozen model computes.
 
-    Li & Liang (2021), section 7.2 ("embedding-only"). They begin as the embeddings of the tokens
+    Li & Liang (2021), section 7.2 ("embedding-only"). They start as the embeddings of the tokens
     `ids` (P), or of tokens drawn by `seed`.
     """
 
     def __init__(self, model: GPT2, length: int, seed: int, ids: Sequence[int] = ()):
         super().__init__()
         check_length(length, model.config)
-        # In a tuple, or the model would be a part of this module.
+        # In a tuple, so that the model is not registered as a submodule.
         self.frozen = (model,)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(model.config.vocab_size, (length,), generator=generator)

@@ -1,12 +1,12 @@
-"""One optimizer step: packed micro-batches, the head on targets, clipping, the optimizers.
+"""One optimizer step: packed micro-batches, the head on targets only, clipping, the optimizers.
 
     gradients = TrainStep(config, model, adapters)
     stepper = EagerStep(gradients, config)
     loss, norm = stepper.begin(stepper.prepare(examples, lr), seed).read()
 
 The loss is the sum over target tokens divided by their number in the whole optimizer batch, however
-it is cut into micro-batches. `accel.distributed_step` cuts it among several processes too, and
-`accel.cuda_graphs` has a stepper that takes whole steps as CUDA graphs.
+the batch is split into micro-batches. `accel.distributed_step` also splits it among processes, and
+`accel.cuda_graphs` runs whole steps as CUDA graphs.
 """
 
 import math
@@ -34,13 +34,13 @@ In, Out = TypeVar("In"), TypeVar("Out")
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that has been begun on the device."""
+    """A step that was launched on the device."""
 
-    values: Tensor  # loss and gradient norm, once they have arrived
+    values: Tensor  # loss and gradient norm, once `arrived`
     arrived: torch.cuda.Event | None = None
 
     def read(self) -> tuple[float, float]:
-        """The loss, in nats per token, and the gradient's norm; waits until they are known."""
+        """The loss in nats per token, and the gradient's norm; waits for both."""
         if self.arrived is not None:
             self.arrived.synchronize()
         loss, norm = self.values.tolist()
@@ -49,9 +49,9 @@ class PendingStep:
 
 @dataclass(eq=False)
 class Progress:
-    """An optimizer step that was begun; `dev_loss` if one was taken after it.
+    """An optimizer step that was launched, with the `dev_loss` after it if one was computed.
 
-    Without a dev set the last is the best.
+    Without a dev set, the last step counts as the best.
     """
 
     step: int
@@ -71,13 +71,13 @@ class Progress:
 
     @property
     def loss(self) -> float:
-        """In nats per token; waits until it is known. Raises TrainingError if it, or the gradient,
-        is not finite."""
+        """In nats per token; waits for it. Raises TrainingError if the loss or the gradient is not
+        finite."""
         return self._read[0]
 
     @property
     def grad_norm(self) -> float:
-        """Before clipping; waits and raises as `loss`."""
+        """Before clipping; waits and raises like `loss`."""
         return self._read[1]
 
     def log_line(self) -> dict:
@@ -87,30 +87,30 @@ class Progress:
 
 
 class Stepper(Protocol):
-    """What takes a run's steps. `lag`: how many may be begun before an earlier one's loss is read.
+    """Runs optimizer steps. `lag`: how many may be launched before an earlier one's loss is read.
 
-    A step whose loss or gradient is not finite moves nothing, and none that is begun after it does
-    before its loss is read.
+    A step whose loss or gradient is not finite changes no parameter, and neither do the steps
+    launched after it until its loss is read.
     """
 
     lag: int
     optimizers: list[torch.optim.Optimizer]
 
     def prepare(self, examples: Sequence[Encoded], lr: float) -> object:
-        """What `begin` takes; on any thread."""
+        """Prepare the input of `begin`; may run on any thread."""
 
     def prefetch(self, make: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
-        """make(x) for each of the inputs, in order, maybe some ahead."""
+        """make(x) for each input, in order; some may be computed ahead."""
 
     def begin(self, work: object, seed: int) -> PendingStep:
-        """Begin a step, with dropout drawn by `seed`."""
+        """Launch a step, with dropout drawn by `seed`."""
 
     def forget(self) -> None:
-        """Parameters and optimizers may have other tensors from now on."""
+        """Drop what was cached: parameters and optimizers may have new tensors."""
 
 
 class SummedLoss(nn.Module):
-    """The cross-entropy of `model` in nats, summed over a batch's targets."""
+    """The model's cross-entropy in nats, summed over a batch's targets."""
 
     def __init__(self, model: GPT2, autocasts: bool) -> None:
         super().__init__()
@@ -126,26 +126,26 @@ class SummedLoss(nn.Module):
 
 
 class TrainStep:
-    """Losses and gradients of what is trained: `adapters`, or without any the model.
+    """Losses and gradients of what is trained: the `adapters`, or the model if there are none.
 
-    A frozen model computes in the dtype it is held in; one that is trained is held in float32, and
+    A frozen model computes in the dtype of its weights; a trained one keeps float32 weights, and
     multiplies in `config.dtype`. `accel.distributed_step` overrides what several processes do
     differently.
     """
 
-    pad: Callable[[PackedBatch], PackedBatch] | None = None  # of packed batches, if it helps
+    pad: Callable[[PackedBatch], PackedBatch] | None = None  # pads packed batches, if set
 
     def __init__(self, config: TrainConfig, model: GPT2, adapters: Adapters | None = None) -> None:
         self.config, self.model = config, model
         self.rows = config.prefix_length if config.has_prefix else None
         self.summed_loss = SummedLoss(model, adapters is None and config.dtype == "bf16")
-        # Several processes wrap what computes; the adapters themselves are needed too.
+        # FSDP wraps `adapters`; the modules themselves are needed too.
         self.own_adapters = self.adapters = adapters
         self.trained_loss: nn.Module = self.summed_loss
         self.trainable: nn.Module = model if adapters is None else adapters.trainable
 
     def backward(self, examples: Sequence[Encoded]) -> Tensor:
-        """The mean loss of `examples` in nats per token, a scalar; adds its gradients up."""
+        """The mean loss of `examples` in nats per token, a scalar; accumulates its gradients."""
         scale = 1 / sum(e.n_targets for e in examples)
         parts = self._parts(examples, self.config.micro_batch_size)
         packed = ((self._pack(part), weight * scale) for part, weight in parts)
@@ -154,10 +154,10 @@ class TrainStep:
     def add_gradients(
         self, batches: Iterable[tuple[PackedBatch, float | Tensor]], count: int
     ) -> Tensor:
-        """The sum of the losses of `count` batches, each times its scale, and its gradients."""
+        """The sum of the scaled losses of `count` batches; accumulates the gradients."""
         with record_function("forward"):
             learned = NOTHING if self.adapters is None else self.adapters()
-        # Adapters run once: their gradients add up in leaves, and go through them once.
+        # Adapters run once: gradients accumulate in leaves, then flow back through them once.
         given = learned.leaves()
         loss = torch.zeros((), device=self.model.device)
         for number, (batch, scale) in enumerate(batches, 1):
@@ -174,12 +174,12 @@ class TrainStep:
         return loss
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the norm `config.clip`; returns the norm they had."""
+        """Clip the gradients to the norm `config.clip`; returns their norm before."""
         return nn.utils.clip_grad_norm_(self.trainable.parameters(), self.config.clip)
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Encoded], given: Adaptation) -> float:
-        """Over all targets of `examples`, in nats per token."""
+        """The loss over all targets of `examples`, in nats per token."""
         total = torch.zeros((), dtype=torch.float64)
         with given.attached(self.model):
             for part, weight in self._parts(examples, max(self.config.micro_batch_size, 32)):
@@ -193,7 +193,7 @@ class TrainStep:
     def _parts(
         self, examples: Sequence[Encoded], size: int
     ) -> list[tuple[Sequence[Encoded], float]]:
-        """This process's share in parts of `size`, and the weight of each part's loss."""
+        """This process's share, in parts of `size`, and the weight of each part's loss."""
         return [(examples[start : start + size], 1.0) for start in range(0, len(examples), size)]
 
     def _mean(self, loss: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class TrainStep:
 
 
 class EagerStep:
-    """A stepper that takes each step at once, and waits for its loss."""
+    """Runs each step immediately, operation by operation."""
 
     lag = 0
 
@@ -244,7 +244,7 @@ class EagerStep:
 
 
 def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
-    """Raises ConfigError if the longest example has no positions behind `rows` of a prefix."""
+    """Raises ConfigError if the longest example does not fit behind `rows` of a prefix."""
     longest, limit = max(examples, key=lambda e: len(e.ids)), model.config.n_positions
     if rows + len(longest.ids) > limit:
         where = f" ({longest.where})" if longest.where else ""

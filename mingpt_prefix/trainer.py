@@ -4,9 +4,9 @@
     for progress in trainer.steps():
         ...
 
-The modes differ in what is trained (a prefix, LoRA, or the model) and in nothing else. A run is a
-function of its settings: batches, dropout and the learning rate of a step depend on (seed, step)
-alone, which makes resuming exact. `evaluation.training_run.make_trainer` puts the parts together.
+The modes differ only in what is trained: a prefix, LoRA, or the model. A run is a function of its
+settings: a step's batch, dropout and learning rate depend only on (seed, step), which makes
+resuming exact. `evaluation.training_run.make_trainer` assembles the parts.
 """
 
 import math
@@ -20,14 +20,14 @@ from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.optim import learning_rate
 from mingpt_prefix.step import ADVICE, Progress, Stepper, TrainStep, check_positions
 
-MAX_DEV = 1_000  # examples in one dev loss, evenly spaced: more say little more
+MAX_DEV = 1_000  # examples in a dev loss, evenly spaced: more would change it little
 
 
 class Trainer:
-    """One run: what is trained by which steps, and how far it has come.
+    """One run: what is trained, by which steps, and its progress.
 
     Raises:
-        ConfigError: when an example does not fit the model's positions.
+        ConfigError: if an example does not fit the model's positions.
     """
 
     def __init__(
@@ -45,34 +45,34 @@ class Trainer:
         self._unread: deque[Progress] = deque()
         per_epoch = -(-len(train_set) // config.batch_size)
         self.total_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
-        if config.mode != "pretrain":  # whose windows are cut to fit
+        if config.mode != "pretrain":  # its windows always fit
             rows = config.prefix_length if config.has_prefix else 0
             check_positions(rows, (*self.train_set, *self.dev_set), self.model)
 
     @property
     def n_trained(self) -> int:
-        """Parameters that are trained: the adapters', or the model's."""
+        """How many parameters are trained: the adapters', or the model's."""
         return sum(p.numel() for p in self.trainable.parameters())
 
     @property
     def n_kept(self) -> int:
-        """Numbers that the run leaves behind: the folded adapters', or the model's."""
+        """How many numbers the run saves: the folded adapters', or the model's."""
         kept = self.folded().tensors()
         return sum(tensor.numel() for tensor in kept) if kept else self.n_trained
 
     def batches(self) -> Iterator[list[Encoded]]:
-        """The examples of each step from here on."""
+        """The examples of each remaining step."""
         config = self.config
         order = batches(len(self.train_set), config.batch_size, config.seed, self.step)
         return ([self.train_set[i] for i in indices] for indices in order)
 
     def steps(self) -> Iterator[Progress]:
-        """Train to the end, from wherever the run is; yields each step as soon as it is begun.
+        """Train to the end from the current step; yields each step as soon as it is launched.
 
-        Losses may arrive later, up to `stepper.lag` steps; `synchronize` waits for them.
+        Its loss may arrive up to `stepper.lag` steps later; `synchronize` waits for it.
 
         Raises:
-            TrainingError: when a loss or a gradient is not finite; its step has changed nothing.
+            TrainingError: if a loss or a gradient is not finite; that step changed nothing.
         """
         to_come, batches_to_come = range(self.step, self.total_steps), self.batches()
 
@@ -93,7 +93,7 @@ class Trainer:
             yield progress
 
     def synchronize(self) -> None:
-        """Wait for the losses of all steps that have been begun. Raises as `steps`."""
+        """Wait for the losses of all launched steps. Raises like `steps`."""
         self._read_all_but(0)
 
     def _read_all_but(self, count: int) -> None:
@@ -102,16 +102,16 @@ class Trainer:
             try:
                 _ = progress.loss
             except TrainingError:
-                self.step = progress.step - 1  # nothing has moved since
+                self.step = progress.step - 1  # no parameter has changed since
                 raise
 
     def _is_judged(self, step: int) -> bool:
-        """Whether a dev loss follows it, or nothing at all."""
+        """Whether a dev loss follows this step, or the run ends with it."""
         eval_every = math.ceil(self.total_steps / self.config.evals)
         return step % eval_every == 0 or step == self.total_steps
 
     def _judge(self, progress: Progress) -> None:
-        """Take the dev loss after the step. Raises as `steps`."""
+        """Compute the dev loss after the step. Raises like `steps`."""
         self.synchronize()
         if not self.dev_set:
             progress.is_best = progress.step == self.total_steps
@@ -125,15 +125,15 @@ class Trainer:
             self.best_loss, self.best_step = progress.dev_loss, progress.step
 
     def dev_loss(self) -> float:
-        """Mean loss over the targets of the dev set, in nats."""
+        """The mean loss over the dev set's targets, in nats."""
         self.model.eval()
         return self.gradients.mean_loss(self.dev_set, self.folded())
 
     def folded(self) -> Adaptation:
-        """What has been learned beside the model, as it would be kept now."""
+        """What has been learned beside the model, as it would be saved now."""
         return folded(self.gradients.own_adapters)
 
     def start_from(self, step: int, best_loss: float, best_step: int) -> None:
-        """Go on after `step`, with the parameters and the optimizers' state as they are now."""
+        """Continue after `step`, with the parameters and optimizer states as they are now."""
         self.step, self.best_loss, self.best_step = step, best_loss, best_step
         self.stepper.forget()
