@@ -1,11 +1,11 @@
 """Attention over packed sequences with prefix rows; imported as ``mingpt_prefix.kernels``.
 
-`prefix_attention` and `decode_attention` are one call for one layer. A model that calls them for
-many layers of the same batch does once what depends only on the batch's layout, by `bind` and
-`bind_decode`, and calls the result for each layer.
+`prefix_attention` and `decode_attention` compute one layer. A model with many layers calls `bind`
+or `bind_decode` once per batch, for the work that depends only on the layout, and then calls the
+result for each layer.
 
-Two backends compute the same: "triton", and "reference" in plain PyTorch. Triton is imported only
-when it is chosen: it exists for Linux only.
+Two backends compute the same function: "triton", and "reference" in plain PyTorch. Triton is
+imported only when it is chosen, because it exists for Linux only.
 """
 
 import importlib.util
@@ -33,11 +33,11 @@ DecodeAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None:
-    """What keeps the backend "triton" from computing there, in words; None if nothing does."""
+    """Why the backend "triton" cannot compute on this device in this dtype; None if it can."""
     if dtype not in TRITON_DTYPES:
         return f"there are no kernels for {dtype}"
     if torch.compiler.is_compiling():
-        return None  # what follows cannot be traced
+        return None  # torch.compile cannot trace the rest
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (it exists for Linux only)"
     if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -46,7 +46,7 @@ def why_not_triton(device: torch.device | str, dtype: torch.dtype) -> str | None
 
 
 def choose_backend(device: torch.device | str, dtype: torch.dtype) -> str:
-    """What "auto" means: "triton" if there is a GPU that it can compute on, else "reference"."""
+    """The backend for "auto": "triton" on a GPU if it can compute there, else "reference"."""
     on_gpu = torch.device(device).type == "cuda"
     return "triton" if on_gpu and why_not_triton(device, dtype) is None else "reference"
 
@@ -61,7 +61,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _require_triton(qkv: Tensor) -> None:
-    """Raise ValueError if the backend "triton" cannot compute with it."""
+    """Raise ValueError if the backend "triton" cannot compute with `qkv`."""
     if (why := why_not_triton(qkv.device, qkv.dtype)) is not None:
         raise ValueError(f"qkv: is {qkv.dtype} on {qkv.device}; for the backend triton {why}")
     if qkv.shape[-1] > MAX_HEAD_DIM:
@@ -158,7 +158,7 @@ def decode_attention(
     prefix_ids: Tensor,
     backend: str = "auto",
 ) -> Tensor:
-    """One new token of each sequence against its cached tokens and its prefix; one layer.
+    """Attention of one new token per sequence to its cached tokens and its prefix; one layer.
 
     Arguments and result as `reference.decode_attention`; `backend` as in `prefix_attention`. Not
     differentiable. Raises ValueError as `prefix_attention` does.

@@ -1,7 +1,7 @@
-"""What the attention functions require of their arguments: a ValueError names the wrong one.
+"""Argument checks of the attention functions; a ValueError names the wrong argument.
 
 Shapes, dtypes and devices are always checked. Values are checked only on the CPU, where reading
-them waits for nothing, and not while `torch.compile` traces.
+them costs no synchronisation, and not while `torch.compile` traces.
 """
 
 import torch
@@ -15,7 +15,7 @@ def _fail(name: str, what: str) -> None:
 
 
 def _check_rows(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    """The shape, in which a str stands for any number, and that a head's D numbers are adjacent."""
+    """Check the shape, in which a str matches any size, and that D is contiguous."""
     fits = tensor.ndim == len(shape) and all(
         isinstance(wanted, str) or wanted == size
         for wanted, size in zip(shape, tensor.shape, strict=True)
@@ -71,7 +71,7 @@ def _check_prefix_kv(qkv: Tensor, prefix_kv: Tensor, prefix_starts: Tensor) -> N
 
 
 def check_layout(n_tokens: int, layout: Layout, prefix_starts: Tensor) -> None:
-    """What does not differ between layers; arguments as `kernels.bind`."""
+    """Check what all layers share; arguments as `kernels.bind`."""
     cu_seqlens, max_seq_len = layout.cu_seqlens, layout.max_seq_len
     _check_starts("cu_seqlens", cu_seqlens)
     n_seqs, device = len(cu_seqlens) - 1, cu_seqlens.device
@@ -106,7 +106,7 @@ def check_decode_layout(
     prefix_starts: Tensor,
     prefix_ids: Tensor,
 ) -> None:
-    """What does not differ between layers; arguments as `decode_attention`, n_seqs = B."""
+    """Check what all layers share; arguments as `decode_attention`, n_seqs = B."""
     if block_table.ndim != 2:
         _fail("block_table", f"expected shape (B, K), got {tuple(block_table.shape)}")
     device = block_table.device

@@ -1,4 +1,4 @@
-"""Where the sequences of a packed batch lie, and what each sees."""
+"""The layout of a packed batch."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """B packed sequences, which prefix each sees, and from which of its tokens on.
+    """Where B packed sequences lie, which prefix each sees, and from which token on.
 
     cu_seqlens (B+1,): the token offset of each sequence, and the end of the last.
-    prefix_ids (B,): the prefix each sees, -1 for none.
-    prefix_from (B,): the first of its tokens whose query sees the prefix.
-    max_seq_len: the length of the longest sequence, or more.
+    prefix_ids (B,): the prefix each sequence sees, -1 for none.
+    prefix_from (B,): the first of the sequence's tokens whose query sees the prefix.
+    max_seq_len: at least the longest sequence's length.
     """
 
     cu_seqlens: Tensor

@@ -1,9 +1,9 @@
 """Prefix attention in plain PyTorch: the oracle for every kernel, and the default backend.
 
-Sequences are packed one after the other (no padding); each may see the rows of one prefix in front
-of its own keys and values (Li & Liang 2021, section 4). The packed rows are copied to a padded
-(B, S) grid, the prefix rows are put in front of the keys, and torch's scaled dot product attention
-does the rest.
+Sequences are packed without padding; each may see the rows of one prefix in front of its own keys
+and values (Li & Liang 2021, section 4). Here the packed rows are copied to a padded (B, S) grid,
+the prefix rows are concatenated in front of the keys and values, and torch's scaled dot product
+attention does the rest.
 """
 
 import torch
@@ -14,34 +14,34 @@ from mingpt_prefix.kernels.layout import Layout
 
 
 def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sequence's prefix rows (B, P), padded with its first, and which are real, (B, P)."""
-    # Index -1 takes the entry added last: no rows.
+    """Each sequence's prefix rows (B, P), padded with its first, and which are real (B, P)."""
+    # Index -1 selects the appended entry: no rows.
     sizes = torch.cat([starts.diff(), starts.new_zeros(1)])[ids.long()]
     row = torch.arange(int(sizes.max()) if sizes.numel() else 0, device=starts.device)
     real = row < sizes[:, None]
     first = torch.cat([starts[:-1], starts.new_zeros(1)])[ids.long()]
-    # Padding with another prefix's row would let a NaN of that one in, which no mask keeps out.
+    # Padding with another prefix's row would let its NaN through, which no mask stops.
     padding = torch.where(sizes > 0, first, 0)
     return torch.where(real, first[:, None] + row, padding[:, None]).long(), real
 
 
 def _compute_dtype(qkv: Tensor) -> torch.dtype:
-    """On a CPU torch's attention backward is twice as fast in 32 bit as in 16."""
+    """On a CPU, torch's attention backward is twice as fast in 32 bits as in 16."""
     has_backward = torch.is_grad_enabled() and qkv.device.type == "cpu"
     return torch.promote_types(qkv.dtype, torch.float32) if has_backward else qkv.dtype
 
 
 def scaled_dot_product_attention(q: Tensor, *args, **kwargs) -> Tensor:
-    """torch's, in the dtype of `q` under autocast too."""
+    """torch's function, in the dtype of `q` even under autocast."""
     with torch.autocast(q.device.type, enabled=False):
         return F.scaled_dot_product_attention(q, *args, **kwargs)
 
 
 class PaddedPlan:
-    """Where each packed token lies in the padded grid, and who sees whom.
+    """The place of each packed token in the padded grid, and the attention mask.
 
-    Made once per batch, called once per layer. Arguments as `kernels.bind`. Calling it with `qkv`
-    (T, 3, H, D) and `prefix_kv` (2, R, H, D) returns (T, H, D).
+    Created once per batch with the arguments of `kernels.bind`, called once per layer: `qkv`
+    (T, 3, H, D) and `prefix_kv` (2, R, H, D) give (T, H, D).
     """
 
     def __init__(self, n_tokens: int, layout: Layout, prefix_starts: Tensor):
@@ -50,7 +50,7 @@ class PaddedPlan:
         self.n_tokens, self.n_used = n_tokens, int(layout.cu_seqlens[-1])
         self.grid = (lengths.numel(), max_seq_len)
         column = torch.arange(max_seq_len, device=device)
-        self.slots = None  # None: the packed rows are the grid already
+        self.slots = None  # None: the packed rows already form the grid
         if self.n_used != self.grid[0] * max_seq_len:
             self.slots = (column < lengths[:, None]).flatten().nonzero()[:, 0]  # (n_used,)
         self.rows, self.mask = None, None
@@ -60,7 +60,7 @@ class PaddedPlan:
     def _see_prefixes(self, layout: Layout, starts: Tensor, column: Tensor) -> None:
         """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
 
-        The mask is True for what a query sees. Both have 1 for B if all sequences are alike.
+        The mask is True where a query sees a key. B is 1 in both if all sequences are alike.
         """
         rows, has_row = prefix_rows(starts, layout.prefix_ids)
         if rows.shape[1] == 0:
@@ -80,7 +80,7 @@ class PaddedPlan:
         q, k, v = grid.permute(2, 0, 3, 1, 4).to(_compute_dtype(qkv))  # each (B, H, S, D)
         if self.rows is None:
             out = scaled_dot_product_attention(q, k, v, is_causal=True)
-            if prefix_kv.requires_grad:  # rows that nobody sees have a gradient too: 0
+            if prefix_kv.requires_grad:  # rows that no query sees get a gradient too: 0
                 out = out + prefix_kv[:, :0].sum().to(out.dtype)
         else:
             front = prefix_kv.to(q.dtype).index_select(1, self.rows.flatten())
@@ -108,7 +108,7 @@ def prefix_attention(
     """Causal attention of B packed sequences, each with at most one prefix in front; one layer.
 
     qkv (T, 3, H, D): queries, keys and values as `c_attn` wrote them.
-    prefix_kv (2, R, H, D): keys, then values, of all prefixes one after the other.
+    prefix_kv (2, R, H, D): keys, then values, of all prefixes, concatenated.
     cu_seqlens (B+1,), prefix_starts (N+1,): row offsets of the sequences and of the prefixes.
     prefix_ids (B,): the prefix each sequence sees, -1 for none.
     prefix_from (B,): the first of the sequence's tokens whose query sees the prefix.
@@ -123,9 +123,9 @@ def prefix_attention(
 class GatherPlan:
     """Which cache rows and prefix rows each sequence's new token sees.
 
-    Made once per step, called once per layer. Arguments as `decode_attention`. Calling it with
-    `qkv` (B, 3, H, D), `cache` (2, S, H, D), into which the new keys and values are written, and
-    `prefix_kv` (2, R, H, D) returns (B, H, D).
+    Created once per step with the arguments of `decode_attention`, called once per layer: `qkv`
+    (B, 3, H, D), `cache` (2, S, H, D), which receives the new keys and values, and `prefix_kv`
+    (2, R, H, D) give (B, H, D).
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class GatherPlan:
         self.own = own[:, 0]
         n_columns = int(lengths.max()) + 1 if len(lengths) else 0
         live = torch.arange(n_columns, device=own.device) <= lengths[:, None]  # (B, S)
-        # A masked NaN still spreads, and an unwritten row may hold one: read the own row there.
+        # A masked NaN still spreads, and unwritten rows may hold one: read the own row instead.
         table = torch.where(live, block_table[:, :n_columns].long(), own)
         self.shape, self.table = table.shape, table.flatten()
         self.rows, seen = prefix_rows(prefix_starts, prefix_ids)
@@ -163,13 +163,13 @@ def decode_attention(
     prefix_starts: Tensor,
     prefix_ids: Tensor,
 ) -> Tensor:
-    """One new token of each sequence against its cached tokens and its prefix; one layer.
+    """Attention of one new token per sequence to its cached tokens and its prefix; one layer.
 
     qkv (B, 3, H, D).
-    cache (2, S, H, D), into which the new keys and values are written.
+    cache (2, S, H, D): receives the new keys and values.
     block_table (B, K) int: the cache row of each of a sequence's tokens, including the new one, so
-    that sequences share what they have in common; entries after the new token's are not read.
-    lengths (B,): how many tokens of each are in the cache already.
+    sequences can share rows; entries after the new token's are not read.
+    lengths (B,): how many tokens of each sequence are in the cache already.
     prefix_kv, prefix_starts, prefix_ids: as in `prefix_attention`.
 
     Returns (B, H, D).

@@ -1,1 +1,1 @@
-"""New tokens after prompts: the cache, the choice of tokens, beam search."""
+"""Generation: the KV cache, greedy decoding and sampling, beam search."""

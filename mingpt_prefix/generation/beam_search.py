@@ -1,9 +1,9 @@
 """Beam search over a batch of prompts, as transformers' `generate` defines it.
 
-A sequence's score is the sum of its tokens' log-probabilities; a finished one's is divided by the
-number of its new tokens, the end token among them, to the power of the length penalty. A prompt is
-done when its best running sequence, so divided, is below the worst of its n finished ones (what
-transformers calls early_stopping=False).
+A sequence's score is the sum of its tokens' log-probabilities. A finished one's is divided by its
+number of new tokens, including the end token, to the power of the length penalty. A prompt is done
+when its best running sequence, divided likewise, scores below the worst of its n finished ones
+(transformers' early_stopping=False).
 """
 
 import math
@@ -15,7 +15,7 @@ from mingpt_prefix.config import Decoding
 from mingpt_prefix.generation.kv_cache import KVCache
 from mingpt_prefix.generation.sampling import LogitsProcessor, Scored, Watch
 
-# Lower than any sequence's score: the very number transformers uses, so that sums round alike.
+# Lower than any sequence's score, and the number transformers uses, so that sums round alike.
 _NEVER = -1e9
 
 
@@ -23,8 +23,8 @@ class Beams:
     """The n running and the n best finished sequences of R prompts, up to N new tokens each.
 
     running, done (R, n, N): their tokens; scores (R, n): of the running ones; done_scores (R, n):
-    divided, best first; done_lengths (R, n): 0 where fewer than n are finished. `limits` (R,): how
-    many tokens each prompt may get.
+    of the finished ones, best first; done_lengths (R, n): 0 if fewer than n are finished. `limits`
+    (R,): each prompt's maximum of new tokens.
     """
 
     def __init__(self, beams: int, limits: Tensor, eos: int, length_penalty: float):
@@ -36,16 +36,16 @@ class Beams:
         self.never = _NEVER if length_penalty >= 0 else -math.inf
         self.done_scores = torch.full_like(self.scores, self.never)
         self.done_lengths = limits.new_zeros(len(limits), beams)
-        self.scores[:, 0] = 0.0  # all beams begin alike: only the first is gone on from
+        self.scores[:, 0] = 0.0  # all beams start alike: only the first is extended
 
-    def advance(self, shares: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def advance(self, log_probs: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Append token number `step` (from 0) to every running sequence.
 
-        `shares` (R * n, V): log-probabilities of what may be appended. Returns which of the running
-        sequences (R, n) each new one goes on from, and which prompts (R,) are not done.
+        `log_probs` (R * n, V): of the tokens that may follow. Returns the parent of each new
+        running sequence (R, n), and which prompts (R,) are not done.
         """
-        (n_prompts, beams), vocab_size = self.scores.shape, shares.shape[1]
-        totals = shares.view(n_prompts, beams, vocab_size) + self.scores[:, :, None]
+        (n_prompts, beams), vocab_size = self.scores.shape, log_probs.shape[1]
+        totals = log_probs.view(n_prompts, beams, vocab_size) + self.scores[:, :, None]
         # At most one end token follows each beam, so that n of the 2n best can go on.
         totals, best = totals.flatten(1).topk(2 * beams)  # (R, 2n)
         parents, tokens = best // vocab_size, best % vocab_size
@@ -62,7 +62,7 @@ class Beams:
         return parents.gather(1, going), improves & (step + 1 < self.limits)
 
     def _finish(self, sequences: Tensor, totals: Tensor, ends: Tensor, length: int) -> None:
-        """Take those sequences (R, n, N) that end up into the finished ones."""
+        """Add those of the sequences (R, n, N) that end to the finished ones."""
         ends = ends & (totals > -math.inf)  # what is banned ends nothing
         scores = (totals / length**self.length_penalty).masked_fill(~ends, self.never)
         self.done_scores, best = torch.cat([self.done_scores, scores], 1).topk(len(ends[0]))
@@ -70,7 +70,7 @@ class Beams:
         self.done_lengths = torch.cat([self.done_lengths, ends * length], 1).gather(1, best)
 
     def best(self, prompts: Tensor, wanted: int) -> list[list[Scored]]:
-        """The best finished sequences of these of the present prompts, by index."""
+        """The best finished sequences of the current prompts with these indices."""
         names = ("done", "done_lengths", "done_scores")
         found = (getattr(self, name)[prompts, :wanted].flatten(0, 1).tolist() for name in names)
         sequences = []
@@ -80,13 +80,13 @@ class Beams:
         return [sequences[i : i + wanted] for i in range(0, len(sequences), wanted)]
 
     def keep(self, prompts: Tensor) -> None:
-        """Go on with these of the present prompts, by index."""
+        """Keep only the current prompts with these indices."""
         for name in ("limits", "running", "scores", "done", "done_scores", "done_lengths"):
             setattr(self, name, getattr(self, name)[prompts])
 
 
 def _select(sequences: Tensor, index: Tensor) -> Tensor:
-    """Of sequences (R, m, N) those at index (R, k): (R, k, N)."""
+    """The sequences (R, m, N) at index (R, k), as (R, k, N)."""
     return sequences.take_along_dim(index[:, :, None], 1)
 
 
@@ -100,19 +100,19 @@ def search_beams(
 ) -> list[list[Scored]]:
     """The best sequences of each prompt in the cache, best first, without their end tokens.
 
-    What `rules` takes away is not shared out among the other tokens.
+    The other tokens' probabilities are not renormalised after `rules` bans some.
     """
     beams, wanted = decoding.beams, decoding.num_return_sequences
-    numbers = torch.arange(len(limits), device=limits.device)  # of the prompts that are left
+    numbers = torch.arange(len(limits), device=limits.device)  # of the prompts that are not done
     results: list[list[Scored]] = [[] for _ in limits]
     cache.keep(numbers.repeat_interleave(beams))
     state = Beams(beams, limits, eos, decoding.length_penalty)
     for step in range(int(limits.max())):
         if watch is not None:
             watch([], [], [])
-        said = state.running[:, :, :step].flatten(0, 1)
-        shares = rules(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), said)
-        parents, going = state.advance(shares, step)
+        so_far = state.running[:, :, :step].flatten(0, 1)
+        log_probs = rules(cache.logits.log_softmax(-1), numbers.repeat_interleave(beams), so_far)
+        parents, going = state.advance(log_probs, step)
         over, going = (~going).nonzero()[:, 0], going.nonzero()[:, 0]
         for number, sequences in zip(numbers[over].tolist(), state.best(over, wanted), strict=True):
             results[number] = sequences

@@ -1,12 +1,12 @@
-"""New tokens after ragged prompts: greedy, sampled, or by beam decoding.
+"""Generation after ragged prompts: greedy decoding, sampling, or beam search.
 
-    generate(model, [tokenizer.encode(text)], prefix, beams=5)  # one list of new ids a prompt
+    generate(model, [tokenizer.encode(text)], prefix, beams=5)  # one list of new ids per prompt
     several = Decoding(beams=5, num_return_sequences=3)
     ((best, second, third),) = generate_scored(model, [tokenizer.encode(text)], prefix, several)
     best.ids, best.score
 
-A batch's prompts go through the model packed, once; then every step takes one token of each row,
-and rows that are finished leave the batch.
+A batch's prompts run through the model once, packed; then each step appends one token to each row,
+and finished rows leave the batch.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ _NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt; its prefix (-1: none), and from which token on it is seen (None: it stands in
-    front); how many new tokens it may get, and the seed of each of its samples."""
+    """A prompt; its prefix (-1: none), and the first token that sees it (None: all); its maximum of
+    new tokens, and the seed of each sample."""
 
     ids: list[int]
     prefix_id: int
@@ -64,9 +64,9 @@ def generate(
 ) -> list[list[int]]:
     """The new ids of each prompt, in the order of the prompts, without the end token.
 
-    Of several `num_return_sequences` a prompt's come one after the other, as from transformers;
-    `generate_scored` gives them apart, with their scores. `beams` to `top_p`, and the last three,
-    are the settings of `Decoding`; the others, and what is raised, are as in `generate_scored`.
+    With several `num_return_sequences`, a prompt's follow each other, as in transformers;
+    `generate_scored` returns them per prompt, with scores. `beams` to `top_p`, and the last three,
+    are the settings of `Decoding`; other arguments and errors are those of `generate_scored`.
     """
     how = (beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
     decoding = Decoding(*how, no_repeat_ngram_size, min_new_tokens, num_return_sequences)
@@ -97,21 +97,21 @@ def generate_scored(
     batch_size: int = 32,
     watch: Watch | None = None,
 ) -> list[list[Scored]]:
-    """The `decoding.num_return_sequences` sequences of each prompt, scored; beams best first.
+    """The `decoding.num_return_sequences` sequences of each prompt with scores; beams best first.
 
     `prefix_ids` (B,): the prefix each prompt sees, -1 for none; None means prefix 0 for all.
-    `prefix_from` (B,): the first token of each prompt that sees it, and it moves no positions then;
-    None means that it stands in front. `eos`: the model's own end token, another id, or None. A
-    prompt gets fewer than `max_new_tokens`, or none, if `n_positions` leave no room for more.
-    `watch` is called with every token as it is chosen, see `Watch`.
+    `prefix_from` (B,): the first token of each prompt that sees it, in which case it takes up no
+    positions; None means all see it. `eos`: the model's own end token, another id, or None. A
+    prompt gets fewer than `max_new_tokens`, or none, if `n_positions` leaves no room. `watch` is
+    called with every token when it is chosen, see `Watch`.
 
-    What a prompt gets depends neither on the rest of its batch nor on `batch_size`. Samples depend
-    on the seed, one for all or one per prompt, and on the prompt; given twice it gets others.
+    A prompt's result depends neither on the rest of its batch nor on `batch_size`. Samples depend
+    on the prompt and the seed, one for all or one per prompt; a repeated prompt gets new samples.
 
     Raises:
         ConfigError: naming the argument that is out of range, or the prompt that is empty or does
             not fit in the model's `n_positions`.
-        PrefixError: for a prefix of another model's shape.
+        PrefixError: if the prefix does not have the model's shape.
     """
     if batch_size < 1:
         raise ConfigError(f"batch-size must be positive, not {batch_size}")
@@ -120,7 +120,7 @@ def generate_scored(
     prefix = _fitting(model, prefix)
     rows = _make_rows(model, prompts, prefix, prefix_ids, prefix_from, decoding, seed)
     results = dict.fromkeys(range(len(rows)), [Scored([], 0.0)] * decoding.num_return_sequences)
-    # Prompts of like length go together: their block tables are the narrowest.
+    # Prompts of similar length share a batch, which keeps block tables narrow.
     order = sorted((i for i, row in enumerate(rows) if row.limit), key=lambda i: len(rows[i].ids))
     was_training = model.training
     model.eval()
@@ -128,8 +128,8 @@ def generate_scored(
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                chosen, told = [rows[i] for i in batch], _renumbered(watch, batch)
-                new = _generate_batch(model, chosen, prefix, decoding, eos, told)
+                chosen, batch_watch = [rows[i] for i in batch], _renumbered(watch, batch)
+                new = _generate_batch(model, chosen, prefix, decoding, eos, batch_watch)
                 results.update(zip(batch, new, strict=True))
     finally:
         model.train(was_training)
@@ -137,14 +137,14 @@ def generate_scored(
 
 
 def _renumbered(watch: Watch | None, batch: list[int]) -> Watch | None:
-    """`watch` for decoding that numbers the prompts within the batch."""
+    """`watch` for a batch, whose prompts are numbered from 0."""
     if watch is None:
         return None
-    return lambda rows, tokens, shares: watch([batch[row] for row in rows], tokens, shares)
+    return lambda rows, tokens, log_probs: watch([batch[row] for row in rows], tokens, log_probs)
 
 
 def _fitting(model: GPT2, prefix: PrefixKV | None) -> PrefixKV:
-    """The prefix on the model's device and in its dtype; for None one without rows."""
+    """The prefix on the model's device and in its dtype; None becomes one without rows."""
     config = model.config
     if prefix is None:
         kv = torch.empty(config.n_layer, 2, 0, config.n_head, config.head_dim)
@@ -152,7 +152,7 @@ def _fitting(model: GPT2, prefix: PrefixKV | None) -> PrefixKV:
     shape, expected = prefix.kv.shape, (config.n_layer, 2, config.n_head, config.head_dim)
     if len(shape) != 5 or (*shape[:2], *shape[3:]) != expected:
         wanted = "({}, {}, rows, {}, {})".format(*expected)
-        raise PrefixError(f"prefix: shape {tuple(shape)}, where this model takes {wanted}")
+        raise PrefixError(f"prefix: shape {tuple(shape)}, but this model takes {wanted}")
     return prefix.to(model.device, model.wte.weight.dtype)
 
 
@@ -201,7 +201,7 @@ def _check_prompt(number: int, ids: list[int], room: int, vocab_size: int) -> No
 
 
 def _seed(*key: object) -> int:
-    """A number of 56 bits that looks random, the same for equal keys."""
+    """A pseudo-random 56-bit number, the same for equal keys."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
 
 

@@ -1,11 +1,11 @@
-"""The keys and values of a batch's tokens while new ones are generated.
+"""The keys and values of a batch's tokens during generation.
 
-A cache row holds one token's keys and values. A sequence's block table names the rows it reads, so
-the beams of a prompt share its rows, and what they have in common since: when beams part or rows
-leave the batch, tables move, never keys or values.
+A cache row holds one token's keys and values. A sequence's block table lists the rows it reads, so
+beams share the rows of their prompt and of the tokens they have in common: when beams fork or rows
+leave the batch, only tables are copied, never keys or values.
 
-For the reference attention, which gathers what it reads, prefixes are rows of the cache too, and
-the first of a table: to gather both at once is to copy them once. A kernel gets them by pointer.
+The reference attention gathers what it reads, so for it the cache also holds the prefixes' rows,
+first in each table, and one gather copies both. A kernel reads prefixes by pointer.
 
     cache = KVCache(model, prompts, prefix, prefix_ids, limits)
     cache.step(cache.logits.argmax(-1))
@@ -26,11 +26,11 @@ from mingpt_prefix.model import GPT2
 class KVCache:
     """B rows, each a sequence behind its prefix.
 
-    `logits` (B, V), float32, are those after the last token of each row; `step` appends one token
-    to each row; `keep` puts some of the rows in the place of all of them.
+    `logits` (B, V), float32, follow the last token of each row; `step` appends one token to each
+    row; `keep` selects rows.
     """
 
-    may_hold_prefix = True  # as rows of the cache; not if a sequence may get another prefix later
+    may_hold_prefix = True  # False if a sequence may switch to another prefix
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class KVCache:
         """Run the prompts, packed.
 
         `limits` (B,): how many tokens can be appended to each. `prefix_from` (B,): the first token
-        of each that sees its prefix, which then moves no positions; None: it stands in front.
+        of each that sees its prefix, which then takes up no positions; None: all see it.
         """
         self.model, self.prefix, self.in_front = model, prefix, prefix_from is None
         layout = make_layout([len(ids) for ids in prompts], prefix_ids, prefix_from)
@@ -56,7 +56,7 @@ class KVCache:
         n_tokens = sum(len(ids) for ids in prompts)
         self.holds_prefix = model.attention == "reference" and self.may_hold_prefix
         self.n_rows = n_tokens + n_prefix_rows * self.holds_prefix
-        # Columns past a sequence's own tokens are not read before they are written.
+        # Columns after a sequence's own tokens are written before they are read.
         column = torch.arange(columns, dtype=torch.int32, device=model.device)
         self.table = layout.cu_seqlens[:-1, None] + column  # (B, K)
         self.kv = prefix.kv.new_empty(n_layer, 2, self.n_rows + sum(limits), n_head, head_dim)
@@ -68,7 +68,7 @@ class KVCache:
         self.logits, self.positions = self._prefill(tokens, layout)
 
     def _put_in_front(self, n_prefix_rows: int) -> None:
-        """Let each table begin with the rows of the sequence's prefix, the first of the cache."""
+        """Start each table with the rows of the sequence's prefix, the first in the cache."""
         rows, real = prefix_rows(self.prefix.starts, self.prefix_ids)
         own = real.sum(1, dtype=torch.int32)[:, None]
         front = F.pad(rows.int(), (0, self.table.shape[1]))
@@ -78,7 +78,7 @@ class KVCache:
         self.lengths = self.lengths + own[:, 0]
 
     def _prefill(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The logits (B, V) after each prompt, and the positions (B,) of what comes next."""
+        """The logits (B, V) after each prompt, and the positions (B,) of the next tokens."""
         lengths = self.prefix.lengths if self.in_front and len(self.prefix.lengths) else None
         positions = make_positions(layout, lengths)
         attend = self.model.bind_attention(len(tokens), layout, self.prefix)
@@ -93,7 +93,7 @@ class KVCache:
         return self._head(hidden[last]), positions[last] + 1
 
     def step(self, tokens: Tensor) -> None:
-        """Append one token to each row, (B,)."""
+        """Append tokens (B,), one to each row."""
         own = torch.arange(
             self.n_rows, self.n_rows + len(tokens), dtype=torch.int32, device=tokens.device
         )
@@ -115,12 +115,12 @@ class KVCache:
         self.logits = self._head(hidden)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these of the present rows, by index (B',); each any number of times."""
+        """Replace the rows by those at `rows` (B',), each any number of times."""
         self.table, self.lengths, self.positions = (
             t[rows] for t in (self.table, self.lengths, self.positions)
         )
         self.prefix_ids, self.logits = self.prefix_ids[rows], self.logits[rows]
 
     def _head(self, hidden: Tensor) -> Tensor:
-        # float32 even for a float64 model: transformers ranks tokens by such numbers.
+        # float32 even for a float64 model, as transformers ranks tokens.
         return self.model.head(hidden).float()

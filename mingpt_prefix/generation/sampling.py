@@ -1,8 +1,8 @@
-"""Sequences token after token: the likeliest one, or drawn by temperature, top-k and top-p.
+"""Greedy decoding, and sampling with temperature, top-k and top-p.
 
-A sequence's score is the sum of its tokens' log-probabilities, the end token's among them, in the
-distribution they are chosen from: after the rules of `LogitsProcessor`, temperature, top-k and
-top-p. So transformers' `compute_transition_scores` gives them, normalised.
+A sequence's score is the sum of its tokens' log-probabilities, including the end token's, in the
+distribution they are chosen from: after `LogitsProcessor`, temperature, top-k and top-p. These are
+the normalised scores of transformers' `compute_transition_scores`.
 """
 
 import math
@@ -15,20 +15,20 @@ from torch import Tensor
 from mingpt_prefix.config import Decoding
 from mingpt_prefix.generation.kv_cache import KVCache
 
-# Called after every step with the numbers of the prompts that got a token, these tokens, and their
-# log-probabilities. Beam search gives none of the three: nothing is settled before its end. What it
-# raises ends the decoding.
+# Called after every step with the indices of the prompts that got a token, the tokens, and their
+# log-probabilities; by beam search with empty lists, for nothing is final before its end. An
+# exception that it raises ends decoding.
 Watch = Callable[[list[int], list[int], list[float]], None]
-# The next token of each row (B,) and its log-probability (B,), by the logits (B, V), the rows'
-# numbers in the batch (B,), and how many tokens came before.
+# From logits (B, V), the rows' numbers in the batch (B,) and the step: the next token of each row
+# (B,), and its log-probability (B,).
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Scored(NamedTuple):
-    """New ids, without the end token, and their score: the higher the better.
+    """New ids without the end token, and their score: higher is better.
 
-    By beams it is the sum of the log-probabilities, the end token's among them, divided by their
-    number to the power of the length penalty; otherwise it is the sum alone.
+    It is the sum of the log-probabilities, including the end token's; beam search divides it by
+    their number to the power of the length penalty.
     """
 
     ids: list[int]
@@ -36,10 +36,10 @@ class Scored(NamedTuple):
 
 
 class LogitsProcessor:
-    """Which tokens may not come next: rules of transformers' `generate`, for ragged prompts.
+    """Bans tokens by the rules of transformers' `generate`, for ragged prompts.
 
-    No run of n tokens, of the prompt or generated, is repeated (an end token in the prompt counts
-    as any other), and the end token does not come before a minimum of others. An `eos` outside the
+    No n-gram of the prompt or the new tokens may repeat (an end token in the prompt counts as any
+    other), and the end token may not come before the minimum of new tokens. An `eos` outside the
     vocabulary is never banned; the ids of `padding` always are.
     """
 
@@ -56,31 +56,31 @@ class LogitsProcessor:
         self.ngram, self.eos, self.vocab_size = decoding.no_repeat_ngram_size, eos, vocab_size
         self.least = decoding.min_new_tokens if 0 <= eos < vocab_size else 0
         width = max(map(len, prompts))
-        # Padded in front by what is no token: padding and then m tokens comes once in a row, at
-        # its beginning, and so repeats nothing.
+        # Left padding with an id that is no token: an n-gram that includes some occurs once in a
+        # row, at its start, and so repeats nothing.
         padded = [[vocab_size] * (width - len(ids)) + ids for ids in prompts]
         self.prompts = torch.tensor(padded, device=device)
 
     def __call__(self, scores: Tensor, numbers: Tensor, new: Tensor) -> Tensor:
-        """Scores (B, V), with -inf for what may not follow prompt number (B,) and `new` (B, N)."""
+        """Scores (B, V), -inf for tokens banned after prompts `numbers` (B,) and `new` (B, N)."""
         if not self.ngram and new.shape[1] >= self.least and not self.padding:
             return scores
-        # The last column is of no token: the place for what is not to be banned.
+        # The last column stands for no token: n-grams that ban nothing write there.
         banned = scores.new_zeros(len(scores), self.vocab_size + 1, dtype=torch.bool)
         if new.shape[1] < self.least:
             banned[:, self.eos] = True
         banned[:, self.padding.start : self.padding.stop] = True
         if self.ngram:
-            said = torch.cat([self.prompts[numbers], new], 1)
-            banned.scatter_(1, self._repeating(said), True)
+            ids = torch.cat([self.prompts[numbers], new], 1)
+            banned.scatter_(1, self._repeating(ids), True)
         return scores.masked_fill(banned[:, :-1], -math.inf)
 
-    def _repeating(self, said: Tensor) -> Tensor:
-        """(B, W): the tokens that would repeat one of W n-grams of `said` (B, S), V for others."""
-        if said.shape[1] < self.ngram:
-            return said[:, :0]
-        ngrams = said.unfold(1, self.ngram, 1)  # (B, W, n)
-        begun = said[:, None, said.shape[1] + 1 - self.ngram :]  # (B, 1, n - 1)
+    def _repeating(self, ids: Tensor) -> Tensor:
+        """(B, W): the tokens that would repeat one of the W n-grams of `ids` (B, S); V for none."""
+        if ids.shape[1] < self.ngram:
+            return ids[:, :0]
+        ngrams = ids.unfold(1, self.ngram, 1)  # (B, W, n)
+        begun = ids[:, None, ids.shape[1] + 1 - self.ngram :]  # (B, 1, n - 1)
         return torch.where((ngrams[..., :-1] == begun).all(-1), ngrams[..., -1], self.vocab_size)
 
 
@@ -93,10 +93,10 @@ def choose_tokens(
     seeds: Sequence[Sequence[int]],
     watch: Watch | None = None,
 ) -> list[list[Scored]]:
-    """The new tokens of each row in the cache, one sequence for each of its seeds.
+    """The new tokens of each row in the cache, one sequence per seed.
 
-    `limits` (B,): how many tokens a row's may get; `seeds` (B, n): of what each draws. A sequence
-    ends without an end token if every token is banned.
+    `limits` (B,): each row's maximum of new tokens; `seeds` (B, n). A sequence ends without an end
+    token if every token is banned.
     """
     per_row, most = len(seeds[0]), int(limits.max())
     rows = torch.arange(len(limits), device=limits.device).repeat_interleave(per_row)
@@ -110,7 +110,7 @@ def choose_tokens(
         )
     new, counts = limits.new_zeros(len(rows), most), torch.zeros_like(limits)
     scores = torch.zeros_like(limits, dtype=torch.double)
-    numbers = torch.arange(len(rows), device=rows.device)  # of the sequences that are left
+    numbers = torch.arange(len(rows), device=rows.device)  # of the sequences that are not done
     for step in range(most):
         logits = rules(cache.logits, rows[numbers], new[numbers, :step])
         tokens, shares = choose(logits, numbers, step)
@@ -139,18 +139,18 @@ def _likeliest(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tens
 
 
 def _sampler(seeds: Sequence[int], most: int, decoding: Decoding, device: torch.device) -> Choose:
-    # Every sequence has a generator of its own; what it draws is independent of the others.
+    # One generator per sequence, so that its draws do not depend on the others.
     generators = (torch.Generator().manual_seed(seed) for seed in seeds)
     draws = torch.stack([torch.rand(most, generator=g) for g in generators]).double().to(device)
     temperature = 1.0 if decoding.temperature is None else decoding.temperature
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> tuple[Tensor, Tensor]:
         values, order = logits.topk(min(decoding.top_k or logits.shape[1], logits.shape[1]))
-        # Less the largest, which is first, so that no temperature is too low to divide by.
+        # Subtract the largest, which is first, so that no temperature is too low to divide by.
         values = values.double()
         shares = ((values - values[:, :1]) / temperature).softmax(-1)
         if decoding.top_p is not None:
-            # The likeliest tokens that together reach top_p: those with less than it before them.
+            # Keep a token if those before it do not reach top_p.
             shares *= shares.cumsum(-1) - shares < decoding.top_p
         sums = shares.cumsum(-1)
         place = (sums <= draws[numbers, step, None] * sums[:, -1:]).sum(-1, keepdim=True)
