@@ -20,7 +20,7 @@ from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.metrics.scores import main as metrics_main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUPS = ("data", "prefix", "LoRA", "optimisation", "decoding", "machine")
 
 
