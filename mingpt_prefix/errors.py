@@ -1,8 +1,11 @@
-"""The errors a user can mend, and foreign text in their messages.
+"""The errors a user can mend, and what their messages show: foreign text, and commands to go on by.
 
 Scripts print the one-line message and exit with code 2. Text from files, flags and other people's
 libraries is shown through `printable`: short, on one line, with nothing that a terminal acts on.
 """
+
+_MODULE = "python -m mingpt_prefix"
+program = "mingpt-prefix"  # what this one was called as; cli.terminal sets it
 
 
 class MingptPrefixError(ValueError):
@@ -75,3 +78,11 @@ def shown(path: object) -> str:
 def reason(error: Exception) -> str:
     """What an error of the operating system or of safetensors says, in one printable line."""
     return printable(getattr(error, "strerror", None) or str(error), 200)
+
+
+def command(name: str) -> str:
+    """How the program `name` is run, by the way in which this one was: "python train.py" or
+    "mingpt-prefix train"."""
+    if program.endswith(".py") and name in ("train", "sample"):
+        return f"python {name}.py"
+    return f"{_MODULE if program.startswith(_MODULE) else 'mingpt-prefix'} {name}"
