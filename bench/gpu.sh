@@ -48,8 +48,8 @@ SECONDS=0
 
 scripts() { # of a part: what it runs, and what that starts
   case $1 in
-    kernels) echo tests/kernel_checks.py ;;
-    tests) echo tests/test_graphs.py train.py ;;
+    kernels) echo tests/kernels/kernel_checks.py ;;
+    tests) echo tests/accel/test_graphs.py train.py ;;
     table) echo bench/table.py train.py ;;
     *) echo "bench/$1.py" ;;
   esac
@@ -113,8 +113,8 @@ part() {
   local bench=("$PYTHON" "bench/$1.py") triton=(--attention triton)
   case $1 in
     # cuBLAS is deterministic with this, which the checks ask for.
-    kernels) command=(env CUBLAS_WORKSPACE_CONFIG=:4096:8 "${test[@]}" "${workers[@]}" tests/kernel_checks.py) ;;
-    tests) command=("${test[@]}" -m gpu tests/test_graphs.py) ;;
+    kernels) command=(env CUBLAS_WORKSPACE_CONFIG=:4096:8 "${test[@]}" "${workers[@]}" tests/kernels/kernel_checks.py) ;;
+    tests) command=("${test[@]}" -m gpu tests/accel/test_graphs.py) ;;
     speed) command=("${bench[@]}" "${triton[@]}" --rounds 5 --steps 10 "${json[@]}") ;;
     decode) command=("${bench[@]}" "${triton[@]}" "${json[@]}") ;;
     attention) command=("${bench[@]}" --quick --json "$out/$1.json") ;;

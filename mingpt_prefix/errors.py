@@ -1,8 +1,11 @@
-"""Errors that a user can fix, and how their messages quote text from outside.
+"""Errors that a user can fix, what their messages quote, and the commands they propose.
 
 Programs print the one-line message and exit with code 2. Text from files, flags and libraries goes
 through `printable`: short, on one line, without control characters.
 """
+
+_MODULE = "python -m mingpt_prefix"
+program = "mingpt-prefix"  # what this one was called as; cli.terminal sets it
 
 
 class MingptPrefixError(ValueError):
@@ -75,3 +78,11 @@ def shown(path: object) -> str:
 def reason(error: Exception) -> str:
     """The text of an error of the operating system or of safetensors, in one printable line."""
     return printable(getattr(error, "strerror", None) or str(error), 200)
+
+
+def command(name: str) -> str:
+    """How to run the program `name`, in the way this one was run: "python train.py" or
+    "mingpt-prefix train"."""
+    if program.endswith(".py") and name in ("train", "sample"):
+        return f"python {name}.py"
+    return f"{_MODULE if program.startswith(_MODULE) else 'mingpt-prefix'} {name}"

@@ -18,7 +18,7 @@ from typing import get_args
 from mingpt_prefix.checkpoints.atomic_write import remove_parts, write_atomically
 from mingpt_prefix.checkpoints.file_kinds import instead_of
 from mingpt_prefix.config import Mode
-from mingpt_prefix.errors import CheckpointError, printable, shown
+from mingpt_prefix.errors import CheckpointError, command, printable, shown
 
 try:
     import fcntl
@@ -202,8 +202,6 @@ def kept_by(folder: Path) -> Kept:
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
-        from mingpt_prefix.cli.terminal import command  # here, for it brings tyro
-
         resume = f"{command('train')} --resume {shlex.quote(shown(folder))}"
         raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
     if mode not in get_args(Mode):

@@ -15,8 +15,9 @@ from rich.table import Column
 
 from mingpt_prefix import step
 from mingpt_prefix.checkpoints.run_folder import RunFolder
-from mingpt_prefix.cli.terminal import command, complain, drop_output, is_terminal, quote, say
+from mingpt_prefix.cli.terminal import complain, drop_output, is_terminal, quote, say
 from mingpt_prefix.config import TrainConfig
+from mingpt_prefix.errors import command
 from mingpt_prefix.evaluation.tasks import Score
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.trainer import Trainer

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from mingpt_prefix.checkpoints.run_folder import RUNS, newest_finished
 from mingpt_prefix.cli.terminal import complain, parse, run_script, say
+from mingpt_prefix.data.readers import Columns
 from mingpt_prefix.errors import ConfigError, TableError
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 
@@ -54,7 +56,6 @@ def run(config: ScoreConfig) -> int:
         raise ConfigError("--data is needed: e2e, sample, a folder or a file")
     decoding = config.decoding
     # Imported here, for they bring torch, which takes seconds: bad flags are told before.
-    from mingpt_prefix.data.readers import Columns
     from mingpt_prefix.evaluation.pipeline import open_pipeline
     from mingpt_prefix.evaluation.test_set import TestSet
 
@@ -96,8 +97,6 @@ def write(pipeline: "Pipeline", test: "TestSet", config: ScoreConfig) -> list[st
 
 def folder_of(config: ScoreConfig) -> Path:
     """The folder of the run that writes, or the current one."""
-    from mingpt_prefix.checkpoints.run_folder import RUNS, newest_finished
-
     if any((config.prefix, config.lora, config.model)) and config.run is None:
         return Path()
     return config.run or newest_finished(RUNS) or Path()

@@ -12,8 +12,9 @@ from typing import TextIO, TypeVar
 
 import tyro
 
+from mingpt_prefix import errors
 from mingpt_prefix.cli.flags import as_tyro_shows, ungrouped, unknown
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, shown
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, command, shown
 
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
@@ -26,8 +27,6 @@ _NOT_FOR_USERS = re.compile(r" Argument helptext: .*|\bgroup-\d+\.")
 _OWN_NAME = re.compile(r"\bmingpt-prefix ([a-z]+)\b")
 # What torch says; not every message with "memory" in it means this.
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
-_MODULE = "python -m mingpt_prefix"
-_prog = "mingpt-prefix"  # what this program was called as
 
 
 def parse(
@@ -85,17 +84,9 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def command(name: str) -> str:
-    """How the program `name` is run, by the way in which this one was: "python train.py" or
-    "mingpt-prefix train"."""
-    if _prog.endswith(".py") and name in ("train", "sample"):
-        return f"python {name}.py"
-    return f"{_MODULE if _prog.startswith(_MODULE) else 'mingpt-prefix'} {name}"
-
-
 def complain(text: object) -> None:
     """A line on stderr, at once, that begins with this program's name."""
-    print(f"{_prog}: {text}", file=sys.stderr, flush=True)
+    print(f"{errors.program}: {text}", file=sys.stderr, flush=True)
 
 
 def quote(text: str) -> str:
@@ -106,8 +97,7 @@ def quote(text: str) -> str:
 def run_script(prog: str, program: Callable[[], int]) -> int:
     """The exit code of `program`, which was called as `prog`; what goes wrong in it is one line on
     stderr, and exit code 2."""
-    global _prog
-    _prog = prog
+    errors.program = prog
     set_up_streams()
     try:
         return program()

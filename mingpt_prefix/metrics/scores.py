@@ -9,18 +9,14 @@ files are the official script's: a hypothesis a line; the references of one item
 own, and an empty line between items.
 """
 
-import json
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
 
 from mingpt_prefix.errors import ConfigError, DataError, printable, shown
 from mingpt_prefix.metrics.caption_metrics import CAPTION_METRICS, caption_scores
@@ -221,38 +217,3 @@ def _read(path: Path) -> str:
         raise DataError(f"{name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: byte 0x{error.object[error.start]:02x} is not UTF-8") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    from tyro.conf import Positional
-
-    from mingpt_prefix.cli.terminal import parse, run_script
-
-    @dataclass(frozen=True)
-    class Args:
-        hypotheses: Positional[Path]
-        """one a line"""
-        references: Positional[Path]
-        """of one item on lines of their own, an empty line between items"""
-        metrics: Annotated[tuple[str, ...], "names"] = METRICS
-        json: bool = False
-        """print one JSON object"""
-
-    def run() -> int:
-        args = parse(Args, argv, "mingpt_prefix.metrics", __doc__)
-        found = score(
-            read_hypotheses(args.hypotheses), read_references(args.references), args.metrics
-        )
-        if args.json:
-            print(json.dumps(found))
-            return 0
-        for name, value in found.items():
-            print(f"{name:<8}{value:.4f}")
-        return 0
-
-    return run_script("mingpt_prefix.metrics", run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

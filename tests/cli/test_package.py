@@ -13,7 +13,7 @@ from mingpt_prefix.cli.plots import save_loss_curve
 from mingpt_prefix.cli.terminal import INTERRUPTED, PIPE_CLOSED, run_script
 from mingpt_prefix.errors import TableError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ROOT / "mingpt_prefix" / "tiny"
 
 

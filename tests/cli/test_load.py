@@ -15,7 +15,7 @@ from mingpt_prefix.cli.sample import CHUNK
 from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.model import GPT2
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE = ModelConfig(1, 2, 8, 4096, n_positions=64, eos_token_id=4095, tokenizer="tiny")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 WRITES = """
 import os, pathlib, signal, subprocess, sys, time
 path = pathlib.Path(sys.argv[sys.argv.index("--json") + 1])
@@ -40,15 +40,15 @@ GRAPHS = "import pytest\n@pytest.mark.gpu\ndef test_graph():\n    pass\n"
 def tree(tmp_path: Path) -> Path:
     """The command among parts that stand for the real ones."""
     root = tmp_path / "tree"
-    for folder in ("bench/methods", "tests", "kernels", "mingpt_prefix"):
+    for folder in ("bench/methods", "tests/accel", "tests/kernels", "kernels", "mingpt_prefix"):
         (root / folder).mkdir(parents=True)
     for name in ("bench/gpu.sh", "bench/imports.py", "pyproject.toml"):
         shutil.copy(BENCH.parent / name, root / name)
     for name, code in PARTS.items():
         (root / "bench" / f"{name}.py").write_text(code)
     (root / "train.py").write_text("")
-    (root / "tests" / "kernel_checks.py").write_text(KERNELS)
-    (root / "tests" / "test_graphs.py").write_text(GRAPHS)
+    (root / "tests/kernels/kernel_checks.py").write_text(KERNELS)
+    (root / "tests/accel/test_graphs.py").write_text(GRAPHS)
     return root
 
 

@@ -14,7 +14,7 @@ from subprocess import PIPE
 import pytest
 import torch
 from processes import finish, logged, start_training
-from test_training import (
+from small_runs import (
     BOTH,
     DIRECT,
     FINETUNE,
@@ -127,7 +127,7 @@ def test_padding_changes_neither_loss_nor_gradients(placement: str | None, count
 
 def lengths_at_hand() -> list[tuple[int, int]]:
     """(context, targets) of a thousand of E2E's examples."""
-    path = Path(__file__).parents[1] / "bench" / "measure" / "e2e_lengths.json"
+    path = Path(__file__).parents[2] / "bench" / "measure" / "e2e_lengths.json"
     return json.loads(path.read_text())["lengths"]
 
 

@@ -1,4 +1,4 @@
-"""Files that each format version left: kept in tests/data, and read for ever.
+"""Files that each format version left: kept in tests/kept, and read for ever.
 
 A run stopped after step 3 of 6 (its checkpoint, log and settings), the prefix that it came to, and
 the base and tables that both runs began with. run-1: checkpoints without a SHA-256, run.json with
@@ -25,7 +25,7 @@ from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
 from mingpt_prefix.checkpoints.pretrained import load_model
 from mingpt_prefix.errors import AdapterError
 
-KEPT = Path(__file__).parent / "data"
+KEPT = Path(__file__).parents[1] / "kept"
 EACH_KIND = pytest.mark.parametrize(
     ("name", "module", "read"),
     [

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WATCHED = """
 import pickle
 from pathlib import Path
@@ -26,7 +26,7 @@ assert seen  # that is how one would be noticed
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:
     copy = "import shutil, sys; shutil.copytree(sys.argv.pop(), '.', dirs_exist_ok=True)"
-    command = [sys.executable, "-c", copy + WATCHED, str(ROOT / "tests" / "data")]
+    command = [sys.executable, "-c", copy + WATCHED, str(ROOT / "tests" / "kept")]
     environment = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

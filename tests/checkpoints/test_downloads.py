@@ -24,7 +24,7 @@ from test_weights import DRIVER, hub_form, make_model
 
 from mingpt_prefix.checkpoints.pretrained import fingerprint, save_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECES = 16

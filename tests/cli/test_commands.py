@@ -18,9 +18,9 @@ from mingpt_prefix.cli.train_args import TrainArgs
 from mingpt_prefix.config import to_json
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.sample_config import SampleConfig
-from mingpt_prefix.metrics.scores import main as metrics_main
+from mingpt_prefix.metrics.__main__ import main as metrics_main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUPS = ("data", "prefix", "LoRA", "optimisation", "decoding", "machine")
 
 

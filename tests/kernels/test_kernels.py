@@ -12,7 +12,7 @@ from mingpt_prefix import kernels
 from mingpt_prefix.checkpoints.pretrained import choose_attention, load_model
 from mingpt_prefix.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HAS_GPU = torch.cuda.is_available()
 CPU, FP32 = torch.device("cpu"), torch.float32
 
@@ -35,7 +35,7 @@ def test_kernels(where: str) -> None:
     settings = hidden if where == "interpreter" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     result = subprocess.run(
-        [*command, "tests/kernel_checks.py"],
+        [*command, "tests/kernels/kernel_checks.py"],
         cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,

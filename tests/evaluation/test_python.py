@@ -26,7 +26,7 @@ from mingpt_prefix import (
 )
 from mingpt_prefix.errors import CheckpointError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLE = "name[The Mill], eatType[pub]"
 SPELLINGS = [
     TABLE,
@@ -88,7 +88,7 @@ def test_bad_tables_are_named(pipeline: Pipeline) -> None:
 
 def test_what_is_loaded(pipeline: Pipeline, small_model: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    kept = Path(__file__).parent / "data"
+    kept = Path(__file__).parents[1] / "kept"
     shutil.copytree(kept / "run-2", "run")
     with pytest.raises(CheckpointError, match="the run has not ended"):
         load_pipeline("run", str(kept / "base"))

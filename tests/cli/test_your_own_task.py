@@ -12,7 +12,7 @@ import torch
 from mingpt_prefix import generate, load_model, load_prefix, tiny
 
 pytestmark = pytest.mark.slow  # a minute, most of it to start eight processes
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "your-own-task.md").read_text(encoding="utf-8")
 MAKES_DATA, FILLS_CACHE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 COMMANDS = "".join(re.findall(r"```\n(python .*?)```", GUIDE, re.DOTALL)).splitlines()

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("openai", reason="the extra dev is not installed")
 
 pytestmark = pytest.mark.slow  # two trainings, three servers, and a client
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(text for kind, text in BLOCKS if not kind).splitlines()

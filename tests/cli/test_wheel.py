@@ -11,7 +11,7 @@ import pytest
 
 import mingpt_prefix
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 USE = """
 import sys
 from pathlib import Path

@@ -31,7 +31,7 @@ from mingpt_prefix.evaluation.table_to_text import one_line
 from mingpt_prefix.generation.decoding import generate
 from mingpt_prefix.model import GPT2
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLE = "name[The Mill], eatType[pub]"
 CONFIG = ModelConfig(1, 2, 32, 4096, n_positions=96, eos_token_id=4095, tokenizer="tiny")
 INFO = PrefixInfo("", "0" * 64, 3, TEXT_FORMAT, "prefix", {})

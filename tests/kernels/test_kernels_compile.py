@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def load_registers():
-    path = Path(__file__).parents[1] / "bench" / "registers.py"
+    path = Path(__file__).parents[2] / "bench" / "registers.py"
     spec = importlib.util.spec_from_file_location("registers", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

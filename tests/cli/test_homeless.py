@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AS_A_NUMBER = ["unshare", "--user", "--map-user=12345"]
 SAMPLE = ("sample.py", "--table", "name[The Mill], eatType[pub]", "--beams", "1", "--device", "cpu")
 

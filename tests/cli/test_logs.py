@@ -15,7 +15,7 @@ from processes import TRAIN, logged
 
 import train
 
-GUIDE = Path(__file__).parents[1] / "docs" / "logs.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "logs.md"
 QUICK = ["--device", "cpu", "--batch-size", "8", "--evals", "2"]
 
 

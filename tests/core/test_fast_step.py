@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import FINETUNE, PREFIX, make
+from small_runs import FINETUNE, PREFIX, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
