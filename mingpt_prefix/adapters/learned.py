@@ -1,4 +1,4 @@
-"""The encoder that a run trains, with what its rows start from: noise, words, examples, a file.
+"""The adapters that a run trains, and the rows' initial values: noise, words, examples, a file.
 
 encoder = make_encoder(config, model, train_set)
 hidden = model(tokens, positions, layout, encoder())
@@ -24,10 +24,10 @@ from mingpt_prefix.prefix import PrefixEncoder, VirtualTokens, check_length, row
 def make_adapters(
     config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()
 ) -> Adapters | None:
-    """What a run trains beside `model`, on its device; None if it trains the model itself.
+    """The adapters of a run, on the model's device; None if it trains the model itself.
 
     Raises:
-        ConfigError, PrefixError: as `make_encoder` and `Lora`.
+        ConfigError, PrefixError: like `make_encoder` and `Lora`.
     """
     prefix = make_encoder(config, model, train_set) if config.has_prefix else None
     lora = None
@@ -38,13 +38,13 @@ def make_adapters(
 
 
 def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] = ()) -> nn.Module:
-    """What a run in prefix mode trains: called without arguments, it gives a PrefixKV of P rows.
+    """The module that prefix mode trains: called without arguments, it returns P rows (PrefixKV).
 
-    `train_set` is where `config.init` takes its examples from.
+    `config.init` draws its examples from `train_set`.
 
     Raises:
-        ConfigError: for settings that do not go together, or a length that cannot be.
-        PrefixError: when `config.init_prefix` is damaged, of another model, or has changed.
+        ConfigError: if settings exclude each other, or the length is impossible.
+        PrefixError: if `config.init_prefix` is damaged, of another model, or has changed.
     """
     length = config.prefix_length
     check_length(length, model.config)
@@ -72,7 +72,7 @@ def make_encoder(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded] 
 
 
 def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
-    """The rows (L, 2, P, H, D) of the prefix that the run goes on from."""
+    """The rows (L, 2, P, H, D) of the prefix file that the run starts from."""
     kv, _ = read_fitting(Path(config.init_prefix), model)
     if rows_digest(kv) != config.init_digest:
         name = shown(config.init_prefix)
@@ -81,7 +81,7 @@ def _rows_of_file(config: TrainConfig, model: GPT2) -> Tensor:
 
 
 def _first_ids(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded]) -> list[int]:
-    """The P tokens that the rows begin as; none where they begin as noise."""
+    """The P tokens whose keys and values the rows start as; none if they start as noise."""
     length = config.prefix_length
     if config.init == "examples":
         if config.init_text:
@@ -89,7 +89,7 @@ def _first_ids(config: TrainConfig, model: GPT2, train_set: Sequence[Encoded]) -
         ids: list[int] = []
         order = epoch_order(len(train_set), config.seed, 0).tolist()
         while len(ids) < length:
-            # In front of what there is, so that a cut is in the first example.
+            # Prepended, so that the first example is the one that is cut.
             ids = [*train_set[order.pop()].ids.tolist(), *ids]
             order = order or epoch_order(len(train_set), config.seed, 0).tolist()
         return ids[-length:]
@@ -101,7 +101,7 @@ def text_tokens(text: str, shape: ModelConfig) -> list[int]:
     """The ids of `text` by the model's tokenizer.
 
     Raises:
-        ConfigError: when they are none, or the tokenizer is not known.
+        ConfigError: if there are none, or the tokenizer is unknown.
     """
     ids = tokenizer_of(shape).encode(text)
     if text and not ids:

@@ -1,10 +1,10 @@
-"""The file a prefix is kept in: its rows, and what they were made for and how.
+"""Prefix files: the rows, the model they were trained on, and how.
 
     save_prefix(path, encoder().kv, info)
     kv, info = read_prefix(path)
     check_prefix(info, kv, model)
 
-The file holds `prefix_kv` (L, 2, P, H, D), as `mingpt_prefix.adapters.adapter_file` says.
+The file contains `prefix_kv` (L, 2, P, H, D); its format is that of `adapters.adapter_file`.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ _TENSOR = "prefix_kv"
 
 @dataclass(frozen=True)
 class PrefixInfo:
-    """What is saved beside the rows: the model they were made for, and how they were trained.
+    """Metadata of the rows: the model they were trained on, and how.
 
     `base` is the model's name, "" for a folder, and `fingerprint` that of its weights; `placement`
-    says from which token on a sequence sees the rows; `training` holds settings as JSON has them.
+    decides from which token on a sequence sees the rows; `training` holds the settings, as JSON.
     """
 
     base: str
@@ -43,12 +43,12 @@ class PrefixInfo:
 
     @property
     def is_beside_lora(self) -> bool:
-        """Whether it was trained together with LoRA: `fingerprint` is then that of the model with
-        the changes in its weights."""
+        """Whether it was trained together with LoRA; `fingerprint` is then that of the weights with
+        LoRA folded in."""
         return self.training.get("mode") == "prefix+lora"
 
     def check(self) -> None:
-        """Raises PrefixError for values that cannot be."""
+        """Raises PrefixError for impossible values."""
         if self.length < 1:
             raise PrefixError(f"the length must be positive, not {self.length}")
         if self.placement not in PLACEMENTS:
@@ -56,7 +56,7 @@ class PrefixInfo:
             raise PrefixError(f"placement '{shown}' is unknown here; known: {known}")
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises PrefixError unless there are the rows, as many as `length` says, and no others."""
+        """Raises PrefixError unless the file holds the rows, `length` of them, and nothing else."""
         if list(shapes) != [_TENSOR]:
             raise PrefixError(f"not a prefix file: it must hold {_TENSOR} alone")
         shape = shapes[_TENSOR]
@@ -70,29 +70,29 @@ FORMAT = AdapterFormat("prefix", "mingpt_prefix", PrefixInfo, VERSION, PrefixErr
 
 
 def save_prefix(path: Path, kv: Tensor, info: PrefixInfo) -> None:
-    """Write kv (L, 2, P, H, D) and `info`, whole or not at all; equal prefixes give equal bytes.
+    """Write kv (L, 2, P, H, D) and `info` atomically; equal prefixes give equal bytes.
 
     Raises:
-        PrefixError: when they do not fit each other, are not finite, or cannot be written.
+        PrefixError: if they do not fit each other, are not finite, or cannot be written.
     """
     FORMAT.save(Path(path), {_TENSOR: kv}, info)
 
 
 def read_prefix(path: Path) -> tuple[PrefixKV, PrefixInfo]:
-    """Read a prefix file, verified, to the CPU.
+    """Load and verify a prefix file, on the CPU.
 
     Raises:
-        PrefixError: naming the file, when it is missing, damaged, of a newer format, or no prefix.
+        PrefixError: naming the file, if it is missing, damaged, too new, or not a prefix.
     """
     tensors, info = FORMAT.load(Path(path))
     return PrefixKV.from_tensor(tensors[_TENSOR]), info
 
 
 def read_fitting(path: Path, model: GPT2) -> tuple[PrefixKV, PrefixInfo]:
-    """`read_prefix` of a prefix that was made for exactly this model.
+    """`read_prefix` for a prefix that must fit this model.
 
     Raises:
-        PrefixError: naming the file, as `read_prefix` and `check_prefix`.
+        PrefixError: naming the file, like `read_prefix` and `check_prefix`.
     """
     kv, info = read_prefix(path)
     with FORMAT.naming(path):
@@ -107,12 +107,12 @@ def load_prefix(path: Path) -> PrefixKV:
 
 
 def rows_digest(kv: PrefixKV) -> str:
-    """SHA-256 of a prefix's rows as their file holds them."""
+    """SHA-256 of a prefix's rows, as stored in its file."""
     return hashlib.sha256(kv.kv.to("cpu", torch.float32).contiguous().numpy()).hexdigest()
 
 
 def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
-    """Raises PrefixError unless the prefix was made for exactly this model."""
+    """Raises PrefixError unless the prefix was trained on exactly this model."""
     if info.is_beside_lora and info.fingerprint != model.fingerprint:
         how = "name the run that they are both in; sample.py takes both files too, by --lora"
         raise PrefixError(f"the prefix was trained with LoRA: {how}")
@@ -130,6 +130,6 @@ def check_prefix(info: PrefixInfo, kv: PrefixKV, model: GPT2) -> None:
 
 
 def check_alone(info: PrefixInfo) -> None:
-    """Raises PrefixError for a prefix that is nothing without the LoRA it was trained with."""
+    """Raises PrefixError for a prefix that was trained together with LoRA, and needs it."""
     if info.is_beside_lora:
         raise PrefixError("the prefix was trained with LoRA, and needs it")

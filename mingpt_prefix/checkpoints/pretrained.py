@@ -1,9 +1,9 @@
-"""Where a model's weights come from (the hub, a folder, the embedded one), and saving them.
+"""Loading a model's weights (from the hub, a folder, or the package), and saving them.
 
-    model = load_model("gpt2")          # or "tiny", a folder as transformers saves it, a hub id
-    save_model(model, Path("folder"))   # a folder that transformers loads too
+    model = load_model("gpt2")          # or "tiny", a folder that transformers saved, a hub id
+    save_model(model, Path("folder"))   # a folder that transformers loads, too
 
-A model is known by the fingerprint of its weights: a prefix only fits the one it was trained on.
+The fingerprint of its weights identifies a model: a prefix fits only the one it was trained on.
 """
 
 import hashlib
@@ -51,15 +51,15 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     attention: str = "auto",
 ) -> GPT2:
-    """A verified model in eval mode, all parameters frozen; `.name` is "" for a folder.
+    """Load and verify a model, in eval mode with all parameters frozen.
 
-    A str is first a known name, then a folder, then the id of a GPT-2 on the Hugging Face hub. A
-    hub model is downloaded once, to the cache of huggingface_hub; but for the known ones its name
-    is "" too. `.fingerprint` is that of the stored weights, before the cast to `dtype`.
+    A string is tried as a known name, then as a folder, then as the id of a GPT-2 on the Hugging
+    Face hub, which is downloaded once to huggingface_hub's cache. `.name` is the known name, or "";
+    `.fingerprint` is that of the stored weights, before the cast to `dtype`.
 
     Raises:
-        WeightsError: when the model is unknown, unavailable, damaged, or no GPT-2.
-        ConfigError: for an unknown or absent device, dtype or attention.
+        WeightsError: if the model is unknown, unavailable, damaged, or not a GPT-2.
+        ConfigError: if the device, dtype or attention is unknown or unavailable.
     """
     to_device = choose_device(device)
     to_dtype = choose_dtype(dtype, to_device)
@@ -89,9 +89,9 @@ def load_model(
 
 
 def load_base(config: TrainConfig) -> GPT2:
-    """What a run starts from: frozen in the compute dtype, or to be trained in float32.
+    """The model that a run starts from: frozen in the compute dtype, or trained in float32.
 
-    Raises as `load_model`; a known name in pretraining means its shape with fresh weights.
+    In pretraining, a known name means its shape with fresh weights. Raises like `load_model`.
     """
     if config.mode == "pretrain" and (name := hub.known_name(config.model)):
         fresh = GPT2(MODELS[name], config.attention).initialize(config.seed)
@@ -106,12 +106,12 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     tokenizer: str | None = None,
 ) -> None:
-    """Write the model as transformers does; `folder` is replaced whole or left as it was.
+    """Write the model in transformers' format; replaces `folder` whole, or leaves it unchanged.
 
     `tokenizer` is the text of its tokenizer.json. Equal models give equal bytes.
 
     Raises:
-        WeightsError: when it cannot be written, or `folder` holds other files, which would be lost.
+        WeightsError: if it cannot be written, or if `folder` has other files, which would be lost.
     """
     folder = Path(folder).absolute()
     part = part_of(folder)
@@ -137,7 +137,7 @@ def fingerprint(model: GPT2) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto": CUDA where it is there, else CPU. Raises ConfigError."""
+    """The device of that name; "auto": CUDA if available, else CPU. Raises ConfigError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -152,7 +152,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """fp32, bf16, fp16 or fp64, by these names, torch's, or as torch has them; "auto": bf16 on
+    """A torch dtype from our name ("fp32"), torch's name ("float32"), or itself; "auto": bf16 on
     CUDA, fp32 elsewhere. Raises ConfigError."""
     name = str(name).removeprefix("torch.")
     if name == "auto":
@@ -166,11 +166,11 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend of that name; "auto" is reference.
 
-    Raises ConfigError for an unknown one, and if triton is asked for and cannot compute.
+    Raises ConfigError if it is unknown, or if it is triton and triton cannot compute here.
     """
     if name == "auto":
-        # The kernels have run in the interpreter alone: until a GPU has shown them right and
-        # faster, they are taken where they are asked for.
+        # The kernels have run only in the interpreter. Until they are shown right and faster on a
+        # GPU, they must be asked for.
         return "reference"
     if name not in kernels.BACKENDS:
         known = ", ".join(("auto", *kernels.BACKENDS))
@@ -181,7 +181,7 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str
 
 
 def weights_at_hand(name: str) -> tuple[bool, str]:
-    """Whether a known model's weights are available, in 3 s at most, and why or why not."""
+    """Whether a known model's weights are available, and why or why not; takes 3 s at most."""
     if name == "tiny":
         return True, "part of the package"
     if hub.cached_weights(name) is not None:
@@ -191,10 +191,10 @@ def weights_at_hand(name: str) -> tuple[bool, str]:
 
 
 def model_folder(given: str | Path) -> Path:
-    """The path of a model's folder, in the cache for an id on the hub.
+    """The path of a model's folder; for a hub id, in the cache.
 
     Raises:
-        WeightsError: where there is neither, or the hub's model is no GPT-2.
+        WeightsError: if there is no such folder or id, or if the hub's model is not a GPT-2.
     """
     folder = Path(given)
     if str(given) and (other := instead_of("model", folder)):

@@ -1,10 +1,10 @@
-"""Tables and the text a model reads and writes for them.
+"""Tables, and the text that a model reads and writes for them.
 
-`parse_table("name[The Mill], eatType[pub]")` gives a `Table`, `format_table` writes it back, and
-`linearize` spells it as a model is given it: `" name : The Mill | Type : pub"`, the form of the
-prefix-tuning paper (Li & Liang, ACL 2021, figure 1); triples as `" | Mill : near : Café | ..."`,
-as its code spells WebNLG's; or by a template of the user's own. This is the one module that knows
-the text format; its name, `TEXT_FORMAT` or a template's, is saved with every prefix.
+`parse_table("name[The Mill], eatType[pub]")` returns a `Table`, and `format_table` writes it back.
+`linearize` spells it for the model: `" name : The Mill | Type : pub"`, as in the prefix-tuning
+paper (Li & Liang, ACL 2021, figure 1); triples as `" | Mill : near : Café | ..."`, as its code spells
+WebNLG; or by a user's template. Only this module knows the text format, whose name (`TEXT_FORMAT`,
+or a template's) is saved with every prefix.
 """
 
 import json
@@ -25,16 +25,16 @@ _PRINTED_NAMES = {
 _ELLIPSES = ("...", "…")
 _CONTEXT = 20
 _MAX_NAMES = 100
-# Control characters, line and paragraph separators, and halves of surrogate pairs: none of them
-# can be shown on one line, and the last cannot be encoded at all.
+# Control characters, line and paragraph separators, and lone surrogates: none can be shown on one
+# line, and the last cannot be encoded.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BETWEEN_SLOTS = re.compile(rf"(?![\t\n\r]){_CONTROL.pattern}")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: (slot name, value) pairs in the order they were written; or one of triples, of
-    which each slot is a (subject, predicate, object)."""
+    """One table: (slot name, value) pairs in the order they were written, or (subject, predicate,
+    object) triples."""
 
     slots: tuple[tuple[str, ...], ...]
 
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Example:
-    """A table and one sentence that says it; `where` they were read, as messages say it."""
+    """A table and one sentence for it; `where` names the source in error messages."""
 
     table: Table
     text: str
@@ -53,9 +53,9 @@ class Example:
 
 
 def parse_table(text: str) -> Table:
-    """Read `name[The Mill], eatType[pub]`; any slot names, a trailing `...` or `…` is dropped.
+    """Parse `name[The Mill], eatType[pub]`, with any slot names.
 
-    White space around names, values and commas is dropped too, line ends among it.
+    A trailing `...` or `…` is dropped, and so is white space around names, values and commas.
 
     Raises:
         TableError: with the position of the first mistake.
@@ -87,10 +87,10 @@ def parse_table(text: str) -> Table:
 
 
 def parse_bars(text: str) -> Table:
-    """Read `name : The Mill | Type : pub`, which `linearize` writes without a template.
+    """Parse `name : The Mill | Type : pub`, which `linearize` writes without a template.
 
     Raises:
-        TableError: for what is no slot, and as `table_from_json`.
+        TableError: if a part is not a slot, and like `table_from_json`.
     """
     names = {printed: name for name, printed in _PRINTED_NAMES.items()}
     slots: dict[str, str] = {}
@@ -103,12 +103,12 @@ def parse_bars(text: str) -> Table:
 
 
 def table_from_json(obj: object) -> Table:
-    """Read `{"name": "The Mill"}`, or triples: `[["The Mill", "near", "Café Rouge"]]`.
+    """A table from `{"name": "The Mill"}`, or from triples: `[["The Mill", "near", "Café Rouge"]]`.
 
-    Values may be text, numbers, `true` and `false`, by these words; slots of `null` are left out.
+    Values may be text, numbers, true or false, which are spelled so; slots of null are left out.
 
     Raises:
-        TableError: its position counts in the written form, as `format_table` gives it.
+        TableError: with a position in the form that `format_table` writes.
     """
     if isinstance(obj, list):
         return table_from_triples(obj)
@@ -132,12 +132,13 @@ def table_from_json(obj: object) -> Table:
 
 
 def table_from_triples(triples: Sequence[Sequence[str]]) -> Table:
-    """Read (subject, predicate, object) triples; white space and control characters become spaces.
+    """A table from (subject, predicate, object) triples; white space and control characters become
+    spaces.
 
-    A part may be empty, as cells of other people's tables are, but not a whole triple.
+    Parts may be empty, but not a whole triple.
 
     Raises:
-        TableError: for anything else than one or more of three strings each.
+        TableError: unless there are one or more triples of strings.
     """
     slots = []
     for triple in triples:
@@ -156,7 +157,7 @@ def table_from_triples(triples: Sequence[Sequence[str]]) -> Table:
 def format_table(table: Table) -> str:
     """Write `name[The Mill], eatType[pub]`, which `parse_table` reads back.
 
-    Triples, and brackets in values, which that form has no way to write, are written as JSON, which
+    That form has no triples and no brackets in values: these are written as JSON, which
     `spellings.table_from_line` reads back.
     """
     if table.is_triples:
@@ -169,24 +170,24 @@ def format_table(table: Table) -> str:
 
 
 def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
-    """Spell a table as a model reads it: `" name : The Mill | Type : pub | price : high"`.
+    """Spell a table for the model: `" name : The Mill | Type : pub | price : high"`.
 
     Raises:
-        ConfigError: for a text format this version does not know.
-        TableError: for a table without a slot that the template of the format has a field for.
+        ConfigError: if this version does not know the text format.
+        TableError: if the table lacks a slot that the format's template names.
     """
     _check_format(text_format)
     if text_format.startswith(TEMPLATE_FORMAT):
         return " " + fill(text_format, {} if table.is_triples else dict(table.slots)).strip()
     if table.is_triples:
-        # A bar in front of the first too.
+        # The first has a bar in front, too.
         return "".join(" | " + " : ".join(triple) for triple in table.slots)
     slots = (f"{_PRINTED_NAMES.get(name, name)} : {value}" for name, value in table.slots)
     return " " + " | ".join(slots)
 
 
 def slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
-    """The names of the tables' slots, sorted; none for triples, and for names without number."""
+    """The tables' slot names, sorted; empty for triples, and for more than 100 names."""
     found: set[str] = set()
     for table in tables:
         found.update(name for name, *_ in table.slots)
@@ -196,29 +197,29 @@ def slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
 
 
 def unseen_slots(table: Table, seen: Iterable[str]) -> list[str]:
-    """The names of `table`'s slots that are not among those `seen`: `eatType` is as good as `Type`,
-    which a model reads for it."""
+    """The table's slot names that are not in `seen`; `eatType` counts as `Type`, which the model
+    reads for it."""
     known = {_PRINTED_NAMES.get(name, name) for name in seen}
     return [name for *_, name, _ in table.slots if _PRINTED_NAMES.get(name, name) not in known]
 
 
 def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:
-    """Spell a sentence as a model writes it: after one space, each run of white space as one.
+    """Spell a sentence as the model writes it: a space, then the text with white space collapsed.
 
     Raises:
-        ConfigError: for a text format this version does not know.
+        ConfigError: if this version does not know the text format.
     """
     _check_format(text_format)
     return " " + " ".join(text.split())
 
 
 def _mistake_in_pair(name: object, value: object) -> str | None:
-    """Say why a pair cannot be a slot."""
+    """Why a pair cannot be a slot; None if it can."""
     if not isinstance(name, str):
         return f"a slot name must be text, not {type(name).__name__}"
     if not isinstance(value, str | int | float):
         return f"a value must be text or a number, not {type(value).__name__}"
-    # Compared this way round, so that NaN is refused too.
+    # Written so that NaN is refused, too.
     if not isinstance(value, str) and not abs(value) < 1e300:
         return "the number is too large or not finite"
     if not name.strip():
@@ -231,7 +232,7 @@ def _mistake_in_pair(name: object, value: object) -> str | None:
 
 
 def _parse_slot(text: str, at: int) -> tuple[str, str, int]:
-    """Read the slot that begins at `at`: its name, its value, the position after its `]`."""
+    """Parse the slot at position `at`: its name, its value, the position after its `]`."""
     opening = _find_any(text, "[],", at)
     name = text[at:opening].rstrip()
     if not name:
@@ -255,7 +256,7 @@ def _parse_slot(text: str, at: int) -> tuple[str, str, int]:
 
 
 def _find_any(text: str, characters: str, at: int) -> int:
-    """Find the first of `characters` from `at` on; the length of the text if there is none."""
+    """The first position of any of `characters` from `at` on, or the text's length."""
     found = (text.find(character, at) for character in characters)
     return min((position for position in found if position >= 0), default=len(text))
 

@@ -1,9 +1,9 @@
-"""Byte-level BPE by tiktoken: GPT-2's encoding, and the small one of the embedded model.
+"""Byte-level BPE by tiktoken: GPT-2's encoding, and the embedded model's small one.
 
     tokenizer = load_tokenizer("gpt2")
     tokenizer.decode(tokenizer.encode(" The Mill is a pub"))
 
-Text is always encoded as plain text: `<|endoftext|>` in it is text, never the end token.
+Text is always encoded as plain text: `<|endoftext|>` in it never becomes the end token.
 """
 
 import base64
@@ -19,7 +19,7 @@ from mingpt_prefix.config import ModelConfig
 from mingpt_prefix.errors import ConfigError, DataError, printable
 
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 cuts text into the pieces that BPE merges within.
+# How GPT-2 splits text before BPE.
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -53,7 +53,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     Raises:
         ConfigError: for another name.
-        DataError: when GPT-2's files are neither cached nor to be downloaded.
+        DataError: if GPT-2's files are not cached and cannot be downloaded.
     """
     if name in tiny.VOCABULARIES:
         return Tokenizer(name, _from_ranks(name, tiny.VOCABULARIES[name].read_bytes()))
@@ -72,11 +72,11 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def tokenizer_of(shape: ModelConfig) -> Tokenizer:
-    """The tokenizer that a model of this shape goes with.
+    """The tokenizer of a model of this shape.
 
     Raises:
-        ConfigError: where that is not known, or has other ids than the model.
-        DataError: as `load_tokenizer`.
+        ConfigError: if it is unknown, or its vocabulary differs from the model's.
+        DataError: like `load_tokenizer`.
     """
     if shape.tokenizer is None:
         raise ConfigError("the model goes with a tokenizer that is not known here: GPT-2's only")

@@ -1,4 +1,4 @@
-"""Which model and prefix write sentences: from Python, and by the flags of sample.py.
+"""Choosing and loading a pipeline's model and prefix: from Python, or by sample.py's flags.
 
 pipeline = load_pipeline("runs/prefix-tiny-1")
 pipeline(["name[The Mill], eatType[pub]"])
@@ -41,18 +41,18 @@ def load_pipeline(
     dtype: str = "auto",
     attention: str = "auto",
 ) -> Pipeline:
-    """What writes sentences for tables, by a finished run's folder, a prefix file or a LoRA file.
+    """Load the pipeline of a finished run's folder, a prefix file or a LoRA file.
 
-    Without a `source` it is chosen as sample.py does: the newest finished run under runs/, else the
-    embedded model's prefix. `model` is what the source was made for: a folder must be named, a
-    known name is found. `device`: auto, cpu or cuda; `dtype`: auto, fp32, bf16, fp16 or fp64;
+    Without a `source`, the newest finished run under runs/ is loaded, or else the embedded model's
+    prefix, as in sample.py. `model` is the base that the source was trained on; it is only needed
+    if that is a folder. `device`: auto, cpu or cuda; `dtype`: auto, fp32, bf16, fp16 or fp64;
     `attention`: auto, reference or triton.
 
     Raises:
         CheckpointError, PrefixError, LoraError, WeightsError: naming the file that is missing,
             damaged, or does not fit the model.
-        ConfigError: for an unknown or absent device, dtype or attention.
-        DataError: when GPT-2's tokenizer is neither cached nor to be downloaded.
+        ConfigError: if the device, dtype or attention is unknown or unavailable.
+        DataError: if GPT-2's tokenizer is not cached and cannot be downloaded.
     """
     how = {"model": model, "device": device, "dtype": dtype, "attention": attention}
     if source is None:
@@ -65,12 +65,12 @@ def load_pipeline(
 def open_pipeline(config: SampleConfig) -> Pipeline:
     """The pipeline that the flags name; without --run, --prefix and --lora, the newest that fits.
 
-    That is the newest finished run under runs/, else the embedded model with the prefix shipped
-    beside it. With --model alone: the newest prefix that was made for it, else the model as it is.
+    That is the newest finished run under runs/, or else the embedded model with its shipped prefix.
+    With only --model: the newest prefix trained on it, or else the model without a prefix.
 
     Raises:
-        ConfigError, CheckpointError, WeightsError, PrefixError: for flags that exclude each other,
-            and for files that are missing, damaged, or do not fit each other.
+        ConfigError, CheckpointError, WeightsError, PrefixError: if flags exclude each other, or
+            files are missing, damaged, or do not fit each other.
     """
     if config.run is not None and (config.prefix is not None or config.lora is not None):
         name = "--prefix" if config.prefix is not None else "--lora"
@@ -150,7 +150,7 @@ def _load(config: SampleConfig, model: str | Path) -> GPT2:
 
 
 def where_computed(model: GPT2) -> str:
-    """On what and how `model` computes, in words."""
+    """The model's device, dtype and attention, in words."""
     dtype = str(model.wte.weight.dtype).removeprefix("torch.")
     return f"on {model.device} ({dtype}, {model.attention} attention)"
 
@@ -166,7 +166,7 @@ def _pipeline(
 
 
 def _slots(settings: dict) -> tuple[str, ...]:
-    """The slots that a run saw, by its settings; a stranger's may hold anything."""
+    """The slot names in a run's settings, which may come from a stranger's file."""
     slots = settings.get("slots")
     is_list = isinstance(slots, list) and all(isinstance(name, str) for name in slots)
     return tuple(slots) if is_list else ()

@@ -1,4 +1,4 @@
-"""From tables to sentences: prompts in, generation, lines of text out.
+"""From tables to sentences: prompts, generation, lines of text.
 
 pipeline = Pipeline(model, load_tokenizer("gpt2"), prefix)
 pipeline(["name[The Mill], eatType[pub]", {"name": "Café Rouge"}])     # a sentence per table
@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Sentence(NamedTuple):
-    """One line of text, and its score as `Scored` has it."""
+    """One line of text, and its score (see `Scored`)."""
 
     text: str
     score: float
@@ -36,10 +36,10 @@ class Sentence(NamedTuple):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model, its tokenizer, and the prefix that it sees; `origin` says which they are, and why.
+    """A model, its tokenizer and a prefix; `origin` describes which ones, and why.
 
-    As an infix, the prefix is seen from the separator behind the table on. `slots` are the names of
-    those that were trained on, where they are known.
+    With placement infix, tokens see the prefix from the separator after the table on. `slots` are
+    the slot names seen in training, if known.
     """
 
     model: GPT2
@@ -58,13 +58,13 @@ class Pipeline:
     ) -> list[str]:
         """One sentence per table, in the order of the tables; `beams` 1 is greedy.
 
-        A table is "name[The Mill], eatType[pub]", {"name": "The Mill"} or JSON of it, a list of
-        (subject, predicate, object) triples, or what `parse_table` returns. `settings` are the
-        others of `Decoding`; those that sample need `beams=1`, and draw by `seed`.
+        A table is "name[The Mill], eatType[pub]", {"name": "The Mill"} or the same as JSON, a list
+        of (subject, predicate, object) triples, or a `Table`. `settings` are the other fields of
+        `Decoding`; sampling needs `beams=1`, and draws by `seed`.
 
         Raises:
-            TableError: naming the first table (from 0) that is bad, or too long for the model.
-            ConfigError: for a setting that is out of range, or one table instead of a list.
+            TableError: naming the first table (from 0) that is invalid or too long for the model.
+            ConfigError: if a setting is out of range, or `tables` is one table and not a list.
         """
         if isinstance(tables, Table | str | Mapping):
             raise ConfigError("tables: a list of tables is expected, not one")
@@ -81,17 +81,17 @@ class Pipeline:
 
     @property
     def room(self) -> int:
-        """How many tokens have room behind the prefix."""
+        """How many tokens fit behind the prefix."""
         rows = 0 if self.prefix is None or self.is_infix else int(self.prefix.lengths[0])
         return self.model.config.n_positions - rows
 
     def prompt(self, table: Spelled) -> list[int]:
-        """What the model is given for `table`.
+        """The prompt for `table`, as token ids.
 
         Raises:
-            TableError: if it cannot be read, leaves no room for a new token, or lacks a slot that
-                the text format's template has a field for.
-            ConfigError: for a text format that this version does not know.
+            TableError: if it cannot be parsed, leaves no room for a new token, or lacks a slot that
+                the text format's template names.
+            ConfigError: if this version does not know the text format.
         """
         prompt = encode_prompt(self.tokenizer, as_table(table), self.text_format)
         check_room(len(prompt), self.room, "table")
@@ -103,7 +103,7 @@ class Pipeline:
         decoding: Decoding = GREEDY,
         seeds: Sequence[int] | None = None,
     ) -> list[str | TableError]:
-        """One line of text per table, the first of those by `write_scored`, or what is wrong."""
+        """One line of text per table, the best of `write_scored`, or the table's error."""
         found = self.write_scored(tables, decoding, seeds)
         return [said if isinstance(said, TableError) else said[0].text for said in found]
 
@@ -113,9 +113,9 @@ class Pipeline:
         decoding: Decoding = GREEDY,
         seeds: Sequence[int] | None = None,
     ) -> list[list[Sentence] | TableError]:
-        """`decoding.num_return_sequences` sentences per table, or what is wrong with it.
+        """`decoding.num_return_sequences` sentences per table, or the table's error.
 
-        `seeds`, one per table, are for sampling. Raises ConfigError as `prompt`.
+        `seeds`, one per table, are for sampling. Raises ConfigError like `prompt`.
         """
 
         def generate(prompts: list[list[int]], seeds: list[int]) -> list[list[Scored]]:
@@ -139,8 +139,8 @@ def write_each(
     generate: Callable[[list[list[int]], list[int]], list[list[Scored]]],
     decode: Callable[[list[int]], str],
 ) -> list[list[Sentence] | TableError]:
-    """The lines that `generate` gives for each item's prompt, or the TableError that `encode`
-    raises for it."""
+    """The lines that `generate` returns for each item's prompt, or the TableError that `encode`
+    raises for the item."""
     said: dict[int, list[Sentence] | TableError] = {}
     prompts: dict[int, list[int]] = {}
     for number, item in enumerate(items):
@@ -156,12 +156,12 @@ def write_each(
 
 
 def check_room(length: int, room: int, what: str) -> None:
-    """Raises TableError unless a prompt of so many tokens leaves room for a new one."""
+    """Raises TableError unless a prompt of `length` tokens leaves room for a new one."""
     if length >= room:
         why = f"the {what} has {length} tokens, and the model has room for {room - 1}"
         raise TableError(why, 0)
 
 
 def one_line(text: str) -> str:
-    """Text on one line: control characters are white space, which is collapsed and trimmed."""
+    """Text on one line: control characters count as white space, which is collapsed and trimmed."""
     return " ".join(_CONTROL.sub(" ", text).split())
