@@ -2,9 +2,9 @@
 
 `parse_table("name[The Mill], eatType[pub]")` returns a `Table`, and `format_table` writes it back.
 `linearize` spells it for the model: `" name : The Mill | Type : pub"`, as in the prefix-tuning
-paper (Li & Liang, ACL 2021, figure 1); triples as `" | Mill : near : Café | ..."`, as its code spells
-WebNLG; or by a user's template. Only this module knows the text format, whose name (`TEXT_FORMAT`,
-or a template's) is saved with every prefix.
+paper (Li & Liang, ACL 2021, figure 1); triples as `" | Mill : near : Café | ..."`, as its code
+spells WebNLG; or by a user's template. Only this module knows the text format, whose name
+(`TEXT_FORMAT`, or a template's) is saved with every prefix.
 """
 
 import json
