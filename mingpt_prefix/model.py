@@ -34,6 +34,11 @@ class Conv1D(nn.Module):
         return torch.addmm(self.bias, x, self.weight)
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Undrawn, as Conv1D: to draw on the meta device, torch would import its compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class TiedHead(nn.Module):
     """The vocabulary head, whose weight (V, C) is the token embedding's."""
 
@@ -88,8 +93,8 @@ class GPT2(nn.Module):
         self.config, self.attention, self.dropout = config, attention, dropout
         self.grad_checkpoint = False
         self.name, self.fingerprint = "", ""  # of its weights: see `checkpoints.pretrained`
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wpe = _embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.tied_head = TiedHead()

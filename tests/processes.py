@@ -1,4 +1,4 @@
-"""train.py as a process, alone or under torchrun."""
+"""train.py as a process, alone or under torchrun; and in this one."""
 
 import contextlib
 import json
@@ -8,17 +8,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+import train
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def start_training(
     ranks: int, *flags: str, script: Path = TRAIN, **popen: object
 ) -> subprocess.Popen:
-    """One thread a process, so that runs of equal settings give equal bytes; stderr is a pipe."""
+    """Alone of as many threads as this process, so that both give equal bytes; stderr is a pipe."""
     engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *(engine if ranks > 1 else []), str(script), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    threads = 1 if ranks > 1 else torch.get_num_threads()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **popen)
+
+
+def train_to_the_end(*flags: str, ranks: int = 1) -> None:
+    """A run that nothing disturbs; of one process in this one, which has imported all it needs."""
+    if ranks == 1:
+        assert train.main(list(flags)) == 0
+    else:
+        finish(start_training(ranks, *flags, stdout=subprocess.DEVNULL))
 
 
 def kill_all(process: subprocess.Popen) -> None:

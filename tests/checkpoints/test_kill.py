@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import finish, kill_all, logged, start_training
+from processes import kill_all, logged, start_training, train_to_the_end
 
 COMBINATIONS = [(mode, ranks) for mode in ("prefix", "finetune") for ranks in (1, 2)]
 
@@ -36,14 +36,13 @@ def kill_and_resume(mode, ranks, kills, small_model, small_data, tmp_path) -> No
     flags += ["--device", "cpu", "--batch-size", "8", "--micro-batch-size", "3"]
     epochs = str(10 * kills)  # of 5 steps, with a save after each
     flags += ["--epochs", epochs, "--evals", epochs]
-    finish(start(ranks, *flags, "--out", str(tmp_path / "whole")))
+    train_to_the_end(*flags, "--out", str(tmp_path / "whole"), ranks=ranks)
     cut, rng = tmp_path / "cut", random.Random(kills)
-    process = start(ranks, *flags, "--out", str(cut))
-    for _ in range(kills):
+    for kill in range(kills):
+        process = start(ranks, *(["--resume"] if kill else [*flags, "--out"]), str(cut))
         killed(process, cut, rng.uniform(0, 0.3))
         assert not is_over(cut)
-        process = start(ranks, "--resume", str(cut))
-    finish(process)
+    train_to_the_end("--resume", str(cut), ranks=ranks)
     kept = "prefix.safetensors" if mode == "prefix" else "model/model.safetensors"
     assert (cut / kept).read_bytes() == (tmp_path / "whole" / kept).read_bytes()
     assert logged(cut) == logged(tmp_path / "whole")

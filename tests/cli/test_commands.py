@@ -167,8 +167,9 @@ def test_a_trained_run_is_scored_and_its_split_decoded(
     assert f"bleu    {found['scores']['bleu']:.4f}\n" in said.out and str(folder) in said.err
     # The two files are those that the official script reads, and score the same.
     files = [str(folder / name) for name in ("outputs.txt", "references.txt")]
-    assert metrics_main([*files, "--json", "--metrics", *found["scores"]]) == 0
-    assert json.loads(capsys.readouterr().out) == pytest.approx(found["scores"])
+    assert metrics_main([*files, "--json", "--metrics", "bleu", "nist"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == {name: found["scores"][name] for name in ("bleu", "nist")}
     assert program.main(["sample", *by, *of]) == 0
     assert capsys.readouterr().out == (folder / "outputs.txt").read_text(encoding="utf-8")
 

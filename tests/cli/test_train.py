@@ -105,7 +105,7 @@ KEPT = {
 def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     mode: str, flags, tmp_path: Path, capsys
 ) -> None:
-    argv = [*flags, "--mode", mode, "--micro-batch-size", "3", "--epochs", "60"]
+    argv = [*flags, "--mode", mode, "--micro-batch-size", "3", "--epochs", "30"]
     assert train.main([*argv, "--out", "whole"]) == 0
     command = [sys.executable, str(ROOT / "train.py"), *argv, "--out", "cut"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -134,12 +134,16 @@ def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     assert "has ended" in failure(capsys, ["--resume", "cut"])
 
 
-def ends_well(flags: list[str], tmp_path: Path) -> None:
-    """The run in `cut` goes on to the bytes of one that is not stopped."""
-    assert train.main(["--resume", "cut"]) == 0
-    assert train.main([*flags, "--out", "whole"]) == 0
-    whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
-    assert whole.read_bytes() == cut.read_bytes()
+LONG = ["--epochs", "30", "--evals", "30"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_model: Path, small_data: Path, tmp_path_factory) -> bytes:
+    """The prefix of a long run that nothing stops."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    flags = ["--model", str(small_model), "--data", str(small_data), *QUICK, *LONG]
+    assert train.main([*flags, "--out", str(run)]) == 0
+    return (run / "prefix.safetensors").read_bytes()
 
 
 def until_begun(process: subprocess.Popen, folder: Path, terminal: int | None = None) -> None:
@@ -160,10 +164,10 @@ def hang_ups() -> Iterator[None]:
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
 @pytest.mark.parametrize("way", ["signal", "terminal", "terminal-of-stderr"])
 def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(
-    way: str, flags, tmp_path: Path, hang_ups
+    way: str, flags, undisturbed: bytes, tmp_path: Path, hang_ups
 ) -> None:
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
-    flags = [*flags, "--epochs", "60", "--evals", "60"]
+    flags = [*flags, *LONG]
     command = [sys.executable, str(ROOT / "train.py"), *flags, "--out", "cut"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     log = (tmp_path / "said.txt").open("w")
@@ -188,7 +192,8 @@ def test_a_hang_up_saves_and_resume_ends_at_the_same_bytes(
     assert process.wait(timeout=60) == 128 + signal.SIGHUP
     if way != "terminal":
         assert "python train.py --resume cut" in (tmp_path / "said.txt").read_text()
-    ends_well(flags, tmp_path)
+    assert train.main(["--resume", "cut"]) == 0
+    assert (tmp_path / "cut" / "prefix.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")

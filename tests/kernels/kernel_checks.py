@@ -320,7 +320,7 @@ def test_training_reaches_the_reference_s_losses(mode: str, whole: bool, monkeyp
             model="small",
             data=("random",),
             lr=1e-2 if mode == "prefix" else 1e-3,
-            epochs=10,
+            epochs=3,
             batch_size=2,
             micro_batch_size=2,
             prefix_length=3 if mode == "prefix" else 0,
@@ -331,7 +331,7 @@ def test_training_reaches_the_reference_s_losses(mode: str, whole: bool, monkeyp
         model.requires_grad_(mode != "prefix")
         trainer = make_trainer(config, model, examples, [])
         losses[backend] = [progress.loss for progress in trainer.steps()]
-    assert len(losses["triton"]) == 20 and losses["triton"][-1] < losses["triton"][0]
+    assert len(losses["triton"]) == 6 and losses["triton"][-1] < losses["triton"][0]
     torch.testing.assert_close(
         torch.tensor(losses["triton"]), torch.tensor(losses["reference"]), rtol=0, atol=1e-4
     )

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import finish, kill_all, start_training
+from processes import kill_all, start_training, train_to_the_end
 from safetensors.torch import load_file
 
 import train
@@ -174,9 +174,9 @@ def cut_and_compare(ranks: int, flags: list[str], kills: int) -> None:
     """Kill the sweep soon after it has saved, again and again: it ends at the same bytes."""
     given = ["prefix_length=2,3", "max_steps=30,90"]
     flags = [*flags, "--sweep", *given, "--sweep-width", "3", "--evals", "15"]
-    finish(sweep(ranks, *flags, "--out", "whole"))
-    process = sweep(ranks, *flags, "--out", "cut")
+    train_to_the_end(*flags, "--out", "whole", ranks=ranks)
     for number in range(kills):
+        process = sweep(ranks, *(["--resume"] if number else [*flags, "--out"]), "cut")
         before = time.time()
         while process.poll() is None:
             saved = [path.stat().st_mtime for path in Path("cut").glob("*/log.jsonl")]
@@ -185,8 +185,7 @@ def cut_and_compare(ranks: int, flags: list[str], kills: int) -> None:
             time.sleep(0.01)
         time.sleep(0.05 * number)
         kill_all(process)
-        process = sweep(ranks, "--resume", "cut")
-    finish(process)
+    train_to_the_end("--resume", "cut", ranks=ranks)
     assert len(list(Path("whole").iterdir())) == 6
     for folder in (path for path in Path("whole").iterdir() if path.is_dir()):
         assert same_bytes(folder, Path("cut") / folder.name)
