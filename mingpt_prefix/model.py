@@ -35,7 +35,7 @@ class Conv1D(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    """Undrawn, as Conv1D: to draw on the meta device, torch would import its compiler."""
+    """Not initialised, like Conv1D: on the meta device, that would import torch's compiler."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
