@@ -49,7 +49,9 @@ def stop(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGTERM)
     said, complaints = process.communicate(timeout=900)
     assert process.returncode != 0 and "Stopped after step" in said
-    assert "terminate called" not in complaints
+    # torchrun itself may abort after a signal, as its rendezvous leaves a thread; unlike the ranks,
+    # it has Python report that.
+    assert complaints.count("terminate called") == complaints.count("Fatal Python error: Aborted")
 
 
 def kill_one(process: subprocess.Popen) -> None:
