@@ -49,8 +49,7 @@ def stop(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGTERM)
     said, complaints = process.communicate(timeout=900)
     assert process.returncode != 0 and "Stopped after step" in said
-    # torchrun itself may abort after a signal, as its rendezvous leaves a thread; unlike the ranks,
-    # it has Python report that.
+    # torchrun's own process may abort after a signal; unlike the ranks, it has Python report that.
     assert complaints.count("terminate called") == complaints.count("Fatal Python error: Aborted")
 
 
