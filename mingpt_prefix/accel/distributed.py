@@ -7,6 +7,7 @@ losses are those of a single process, except for the order of additions (and for
 masks are each rank's own).
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -100,3 +101,4 @@ def join(device: str = "auto", shard: bool = False) -> Iterator[World]:
     finally:
         sys.stdout = stdout
         dist.destroy_process_group()
+        gc.collect()  # modules that are sharded refer to the group, and to themselves

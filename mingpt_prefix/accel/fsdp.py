@@ -25,6 +25,9 @@ def shard(loss: nn.Module, model: GPT2, world: World) -> "FSDPModule":
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(model.device.type, (world.size,))
+    # Caches of DTensor keep the mesh to the end of Python, and by this table, which only compiled
+    # code reads, the group with its threads (see `distributed.join`). Older torch has no table.
+    getattr(mesh, "_pg_registry", {}).clear()
     for block in model.h:
         fully_shard(block, mesh=mesh)
     return fully_shard(loss, mesh=mesh)

@@ -135,13 +135,13 @@ raise SystemExit(code)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
-@pytest.mark.parametrize("mode", ["prefix", "lora"])
+@pytest.mark.parametrize("mode", [["prefix"], ["lora"], ["finetune", "--shard"]], ids=" ".join)
 def test_no_thread_of_the_group_outlives_a_run(
     mode, small_model, small_data, tmp_path: Path
 ) -> None:
     script = tmp_path / "left_over.py"
     script.write_text(LEFT_OVER)
-    flags = ["--mode", mode, "--model", str(small_model), "--data", str(small_data), *QUICK]
+    flags = ["--mode", *mode, "--model", str(small_model), "--data", str(small_data), *QUICK]
     flags += ["--max-steps", "2", "--out", str(tmp_path / "run")]
     said = finish(start_training(2, *flags, script=script, stdout=subprocess.PIPE)).splitlines()
     assert sorted(line for line in said if " left" in line) == ["rank 0 left", "rank 1 left"]
