@@ -5,11 +5,11 @@ python bench/table.py --quick                           # the same in minutes: o
 python bench/table.py --model gpt2 --data e2e --out runs/gpt2 --json bench/results/gpt2.json
 python bench/table.py --data e2e --out runs/e2e --methods prefix finetune --seeds 1 --epochs 0.2
 
-Trains by train.py with its recipes: prefix-tuning, LoRA, and a prefix with LoRA
-once a seed; fine-tuning once at each learning rate, then, at the one with the best dev loss, once
-for each further seed. Test tables are decoded by beam search and scored by all five metrics.
-Finished runs in --out are taken as they are, so a second call goes on where the first ended, or
-decodes otherwise; what was said is kept there too.
+Trains by train.py with its recipes: prefixes of all seeds in one run (--sweep), LoRA, and a prefix
+with LoRA once a seed; fine-tuning once at each learning rate, then, at the one with the best dev
+loss, once for each further seed. Test tables are decoded by beam search and scored by all five
+metrics. Finished runs in --out are taken as they are, so a second call goes on where the first
+ended, or decodes otherwise; what was said is kept there too.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import tyro
 from measure.record import Record
-from quality.experiment import KeptTestSet, Row, trained
+from quality.experiment import KeptTestSet, Row, scored, swept, trained
 from reports.quality import methods_table
 
 from mingpt_prefix.checkpoints.pretrained import choose_device, load_model
@@ -62,16 +62,30 @@ class Args:
     json: Path | None = None
 
 
+def swept_seeds(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> Iterator[Row]:
+    """Prefix-tuning with all seeds in one run."""
+    flags, ending = told(args, "prefix")
+    folder = test.out / f"prefix-{len(seeds)}-seeds{ending}"
+    members = swept(folder, args.model, *flags, seed=seeds)
+    for member in members:
+        yield scored(test, member, args.model, args.beams, args.attention, len(members))
+
+
 def train(args: Args, test: KeptTestSet, method: str, seed: int, lr: float | None = None) -> Row:
-    flags = ["--mode", method, "--data", args.data, "--seed", str(seed)]
-    flags += ["--attention", args.attention]
-    flags += ["--lr", str(lr)] if lr else []
-    name = f"{method.replace(' ', '-')}-{seed}-{lr or 'recipe'}"
-    name += f"-{args.attention}" if args.attention != "auto" else ""
+    flags, ending = told(args, method)
+    flags += ["--seed", str(seed), *(["--lr", str(lr)] if lr else [])]
+    name = f"{method}-{seed}-{lr or 'recipe'}{ending}"
+    return trained(test, name, args.model, args.beams, *flags, attention=args.attention)
+
+
+def told(args: Args, method: str) -> tuple[list[str], str]:
+    """The flags of a method's runs, and what their folders' names end with."""
+    flags = ["--mode", method, "--data", args.data, "--attention", args.attention]
+    ending = f"-{args.attention}" if args.attention != "auto" else ""
     if (epochs := 1.0 if args.quick else args.epochs) is not None:
         flags += ["--epochs", str(epochs)]
-        name += f"-{epochs:g}-epochs"
-    return trained(test, name, args.model, args.beams, *flags, attention=args.attention)
+        ending += f"-{epochs:g}-epochs"
+    return flags, ending
 
 
 def prompted(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> Iterator[Row]:
@@ -126,6 +140,8 @@ def main() -> None:
                 rows = prompted(args, test, own)
             elif method == "finetune":
                 rows = finetuned(args, test, own)
+            elif method == "prefix":
+                rows = swept_seeds(args, test, own)
             else:
                 rows = (train(args, test, method, seed) for seed in own)
             for row in rows:

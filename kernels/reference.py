@@ -1,8 +1,8 @@
 """Prefix attention in plain PyTorch: the oracle for every kernel, and the default backend.
 
 Sequences are packed without padding; each may see the rows of one prefix in front of its own keys
-and values (Li & Liang 2021, section 4). Here the packed rows are copied to a padded (B, S) grid,
-the prefix rows are concatenated in front of the keys and values, and torch's scaled dot product
+and values (Li & Liang 2021, section 4). Here the packed rows are copied to padded (B, S) grids, the
+prefix rows are concatenated in front of the keys and values, and torch's scaled dot product
 attention does the rest.
 """
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt_prefix.kernels.layout import Layout
+
+_MOST_IN_GRID = 4  # sequences that share a grid on a CPU
 
 
 def prefix_rows(starts: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,46 +40,76 @@ def scaled_dot_product_attention(q: Tensor, *args, **kwargs) -> Tensor:
 
 
 class PaddedPlan:
-    """The place of each packed token in the padded grid, and the attention mask.
+    """The place of each packed token in padded grids, and the grids' attention masks.
 
     Created once per batch with the arguments of `kernels.bind`, called once per layer: `qkv`
-    (T, 3, H, D) and `prefix_kv` (2, R, H, D) give (T, H, D).
+    (T, 3, H, D) and `prefix_kv` (2, R, H, D) give (T, H, D). On a CPU, where padding costs more
+    than calls, sequences of similar lengths share a grid.
     """
 
     def __init__(self, n_tokens: int, layout: Layout, prefix_starts: Tensor):
-        device, max_seq_len = layout.cu_seqlens.device, layout.max_seq_len
-        lengths = layout.cu_seqlens.diff()
+        device, lengths = layout.cu_seqlens.device, layout.cu_seqlens.diff()
         self.n_tokens, self.n_used = n_tokens, int(layout.cu_seqlens[-1])
-        self.grid = (lengths.numel(), max_seq_len)
-        column = torch.arange(max_seq_len, device=device)
+        order, widths = torch.arange(len(lengths), device=device), [layout.max_seq_len]
+        ids_of = [order]
+        if device.type == "cpu" and len(lengths) > _MOST_IN_GRID:
+            order = lengths.argsort(descending=True, stable=True)
+            ids_of = order.split(_MOST_IN_GRID)
+            widths = [max(1, int(lengths[ids[0]])) for ids in ids_of]
+        each = zip(ids_of, widths, strict=True)
+        self.grids = [_Grid(ids, width, layout, prefix_starts) for ids, width in each]
+        self.sizes = [len(ids) * width for ids, width in zip(ids_of, widths, strict=True)]
         self.slots = None  # None: the packed rows already form the grid
-        if self.n_used != self.grid[0] * max_seq_len:
-            self.slots = (column < lengths[:, None]).flatten().nonzero()[:, 0]  # (n_used,)
-        self.rows, self.mask = None, None
-        if prefix_starts.numel() > 1:
-            self._see_prefixes(layout, prefix_starts, column)
-
-    def _see_prefixes(self, layout: Layout, starts: Tensor, column: Tensor) -> None:
-        """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
-
-        The mask is True where a query sees a key. B is 1 in both if all sequences are alike.
-        """
-        rows, has_row = prefix_rows(starts, layout.prefix_ids)
-        if rows.shape[1] == 0:
-            return
-        late = column >= layout.prefix_from[:, None]  # (B, S)
-        causal = (column <= column[:, None]).expand(len(late), -1, -1)
-        mask = torch.cat([late[:, :, None] & has_row[:, None, :], causal], dim=2)[:, None]
-        alike = bool((mask == mask[:1]).all() and (rows == rows[:1]).all())
-        self.rows, self.mask = (rows[:1], mask[:1]) if alike else (rows, mask)
+        if len(self.grids) > 1 or self.n_used != self.sizes[0]:
+            taken = torch.cat([torch.full_like(i, w) for i, w in zip(ids_of, widths, strict=True)])
+            first = torch.empty_like(order).index_copy(0, order, taken.cumsum(0) - taken)  # (B,)
+            shift = first - layout.cu_seqlens[:-1]
+            shift = shift.repeat_interleave(lengths, output_size=self.n_used)
+            self.slots = torch.arange(self.n_used, device=device) + shift  # (n_used,)
 
     def __call__(self, qkv: Tensor, prefix_kv: Tensor) -> Tensor:
-        (n_seqs, width), (_, _, n_head, head_dim) = self.grid, qkv.shape
         used = qkv[: self.n_used]
         if self.slots is not None:
-            used = qkv.new_zeros(n_seqs * width, *qkv.shape[1:]).index_copy(0, self.slots, used)
-        grid = used.view(n_seqs, width, 3, n_head, head_dim)
-        q, k, v = grid.permute(2, 0, 3, 1, 4).to(_compute_dtype(qkv))  # each (B, H, S, D)
+            used = qkv.new_zeros(sum(self.sizes), *qkv.shape[1:]).index_copy(0, self.slots, used)
+        each = zip(self.grids, used.split(self.sizes), strict=True)
+        parts = [grid(own, prefix_kv) for grid, own in each]
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if self.slots is not None:
+            out = out.index_select(0, self.slots)
+        if self.n_used < self.n_tokens:
+            out = torch.cat([out, out.new_zeros(self.n_tokens - self.n_used, *out.shape[1:])])
+        return out  # (T, H, D)
+
+
+class _Grid:
+    """The sequences `ids` (B,) of a batch, padded to one width S."""
+
+    def __init__(self, ids: Tensor, width: int, layout: Layout, prefix_starts: Tensor):
+        self.shape = (len(ids), width)
+        self.rows, self.mask = None, None
+        if prefix_starts.numel() > 1:
+            sees, first = layout.prefix_ids[ids], layout.prefix_from[ids]
+            self._see_prefixes(prefix_starts, sees, first)
+
+    def _see_prefixes(self, starts: Tensor, ids: Tensor, first: Tensor) -> None:
+        """Set `rows` (B, P), the prefix rows of each sequence, and `mask` (B, 1, S, P + S).
+
+        The mask is True where a query sees a key. B is 1 in either if all sequences are alike.
+        """
+        rows, has_row = prefix_rows(starts, ids)
+        if rows.shape[1] == 0:
+            return
+        column = torch.arange(self.shape[1], device=rows.device)
+        late = column >= first[:, None]  # (B, S)
+        causal = (column <= column[:, None]).expand(len(late), -1, -1)
+        mask = torch.cat([late[:, :, None] & has_row[:, None, :], causal], dim=2)[:, None]
+        self.rows, self.mask = (x[:1] if (x == x[:1]).all() else x for x in (rows, mask))
+
+    def __call__(self, used: Tensor, prefix_kv: Tensor) -> Tensor:
+        """used (B * S, 3, H, D) -> (B * S, H, D)."""
+        n_seqs, _ = self.shape
+        grid = used.unflatten(0, self.shape)  # (B, S, 3, H, D)
+        q, k, v = grid.permute(2, 0, 3, 1, 4).to(_compute_dtype(used))  # each (B, H, S, D)
         if self.rows is None:
             out = scaled_dot_product_attention(q, k, v, is_causal=True)
             if prefix_kv.requires_grad:  # rows that no query sees get a gradient too: 0
@@ -88,12 +120,7 @@ class PaddedPlan:
             front_k, front_v = front.expand(2, n_seqs, *front.shape[2:]).unbind()
             k, v = torch.cat([front_k, k], dim=2), torch.cat([front_v, v], dim=2)
             out = scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
-        out = out.to(qkv.dtype).transpose(1, 2).reshape(n_seqs * width, n_head, head_dim)
-        if self.slots is not None:
-            out = out.index_select(0, self.slots)
-        if self.n_used < self.n_tokens:
-            out = torch.cat([out, out.new_zeros(self.n_tokens - self.n_used, n_head, head_dim)])
-        return out  # (T, H, D)
+        return out.to(used.dtype).transpose(1, 2).flatten(0, 1)
 
 
 def prefix_attention(

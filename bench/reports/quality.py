@@ -61,7 +61,10 @@ def methods_table(record: dict) -> str:
             known = [row[name] / unit for row in own if row[name] is not None]
             cells.append(_mean_and_spread(known, 0) if known else "–")
         lines.append(cells)
-    return f"{table(heads, lines)}\n\n{_measured(record)}"
+    together = max((row.get("trained_together", 1) for row in rows), default=1)
+    note = f"The prefixes of {together} seeds were trained in one run: its time is shared out among"
+    note = f"{note} them, its memory is that of all.\n\n" if together > 1 else ""
+    return f"{table(heads, lines)}\n\n{note}{_measured(record)}"
 
 
 def ablation_table(record: dict) -> str:

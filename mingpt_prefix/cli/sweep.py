@@ -60,6 +60,10 @@ class Sweep:
     def members(self) -> list[Path]:
         return [self.folder / each["folder"] for each in self.content["members"]]
 
+    @property
+    def is_over(self) -> bool:
+        return all("result" in each or "stopped" in each for each in self.content["members"])
+
     def write(self) -> None:
         text = json.dumps(self.content, indent=2) + "\n"
         write_atomically(self.folder / SWEEP_FILE, text.encode())
@@ -170,7 +174,7 @@ def resume_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
     if args != TrainArgs(resume=args.resume):
         raise ConfigError("--resume of a sweep takes no other flags")
     sweep = read_sweep(args.resume)
-    if all("result" in each or "stopped" in each for each in sweep.content["members"]):
+    if sweep.is_over:
         raise CheckpointError(f"{args.resume}: this sweep has ended; nothing is left to do")
     config = config_from_json(read_run(sweep.members[0])["config"])
     say(f"Going on with the sweep of {len(sweep.members)} prefixes in {args.resume}.")

@@ -247,3 +247,21 @@ def test_a_part_that_fails_is_recorded_and_what_was_measured_is_kept(
     kept = json.loads(path.read_text())
     assert kept["rows"] == [1, 2] and json.loads(capsys.readouterr().out) == kept
     assert [each["part"] for each in kept["failed"]] == ["first", "the table"]
+
+
+def test_a_finished_sweep_is_taken_as_it_is(
+    small_model: Path, small_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from quality import experiment
+
+    folder, flags = tmp_path / "sweep", ["--mode", "prefix", "--data", str(small_data)]
+    flags += ["--max-steps", "2", "--device", "cpu"]
+    values = {"prefix_length": (1, 2), "seed": range(1)}
+    members = experiment.swept(folder, str(small_model), *flags, **values)
+    assert [each["prefix_length"] for each in members.values()] == ["1", "2"]
+    assert all((member / "prefix.safetensors").is_file() for member in members)
+    monkeypatch.setattr(experiment, "TRAIN", Path("none"))
+    assert experiment.swept(folder, str(small_model), *flags, **values) == members
+    with pytest.raises(SystemExit, match="another sweep; name a new --out"):
+        experiment.swept(folder, str(small_model), *flags, prefix_length=(1, 3), seed=range(1))

@@ -41,6 +41,9 @@ def test_a_table_shows_mean_and_spread() -> None:
     )
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
     assert lines[-1] == "Measured 2000-01-01: tiny on sample, 7 test tables, beam 5; m; `c`."
+    assert len(lines) == 5
+    record["rows"] = [{**row, "trained_together": 2} for row in record["rows"]]
+    assert "The prefixes of 2 seeds were trained in one run" in load_report().methods_table(record)
 
 
 def test_a_table_of_attention_shows_who_takes_how_much_longer() -> None:

@@ -85,6 +85,9 @@ CASES = {
     "no sequence": Case([], [2], []),
     "no sequence, unused tokens": Case([], [], [], tail=2),
     "unused tokens, all full": Case([3, 3], [2], [0, 0], tail=4),
+    "many": Case(
+        [2, 5, 0, 3, 1, 6, 2, 6, 3], [2, 0, 3], [0, 1, 2, -1, 0, 2, 0, 2, 1], [0, 1] * 4 + [2], 2
+    ),
     "all at once": Case([4, 0, 2, 3], [2, 0, 3], [2, 0, 1, -1], [1, 0, 0, 0], tail=3, slack=2),
 }
 

@@ -37,8 +37,8 @@ def tables(count: int, first: int = 0) -> list[Encoded]:
     """Short examples of unequal lengths."""
     tokenizer, found = load_tokenizer("tiny-1024"), []
     for number in range(first, first + count):
-        table = tokenizer.encode(f" name : Inn {number}")
-        text = tokenizer.encode(" a pub" * (1 + number % 3))
+        table = tokenizer.encode(f" {number}")
+        text = tokenizer.encode(" a" * (1 + number % 3))
         ids = [*table, tokenizer.eos, *text, tokenizer.eos]
         found.append(Encoded(torch.tensor(ids), len(table) + 1))
     return found
@@ -56,7 +56,7 @@ MEMBERS = [
 ]
 MEMBERS += [
     member(prefix_length=5, placement="infix"),
-    member(batch_size=3, micro_batch_size=2, prefix_dropout=0.3, max_steps=30),
+    member(prefix_length=6, batch_size=3, micro_batch_size=2, prefix_dropout=0.3, max_steps=30),
     member(prefix_length=4, reparam=True, init="noise"),
     member(prefix_length=4, depth="embedding", weight_decay=0.1),
 ]
