@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # a minute, most of it to start eight processes
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "your-own-task.md").read_text(encoding="utf-8")
 MAKES_DATA, FILLS_CACHE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-COMMANDS = "".join(re.findall(r"```\n(python .*?)```", GUIDE, re.DOTALL)).splitlines()
+COMMANDS = "".join(re.findall(r"```\n((?:python|mingpt-prefix) .*?)```", GUIDE, re.DOTALL)).splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = {"folder": str(folder)}
     for command in ("python make.py", *COMMANDS):
         done = subprocess.run(
-            command.replace("python ", f"{python} ", 1),
+            command.replace("mingpt-prefix ", "python -m mingpt_prefix ", 1).replace(
+                "python ", f"{python} ", 1
+            ),
             shell=True,
             cwd=folder,
             env=environment,
