@@ -36,16 +36,18 @@ SHORTER = (
     (r"call_training", "--steps 2 --own-texts 4"),
 )
 SERVERS = {"--serve": "/health", "tensorboard --": "/"}  # and the path that answers
-PROSE = "The old mill stands by the river, and the river runs down to the sea.\n"
+SENTENCE = "The old mill stands by the river, and the river runs down to the sea.\n"
+PROSE = "<|endoftext|>\n".join([SENTENCE * 50] * 4)
 INNS = "mr,ref\n" + "".join(f"name[Inn {n}],Inn {n} is an inn.\n" for n in range(20))
 BOOKS = "title,author,blurb\n" + "".join(f"River {n},Ann {n},By Ann {n}.\n" for n in range(20))
-FILM = {"table": {"title": "The River", "year": "1931"}, "text": "The River is a film of 1931."}
+FILMS = [{"table": {"title": f"River {n}"}, "text": f"River {n} is a film."} for n in range(20)]
 # The reader's own files, as the pages call them.
 FILES = dict.fromkeys(("mine.csv", "a.csv", "b.csv", "c.csv"), INNS.encode()) | {
     "books.csv": BOOKS.encode(),
-    "films.jsonl": (json.dumps(FILM) + "\n").encode() * 20,
+    "films.jsonl": "\n".join(map(json.dumps, FILMS)).encode(),
     "tables.txt": b"name[The Mill]\nname[The Blue Door], eatType[pub]\n",
-    "english.txt.xz": lzma.compress("<|endoftext|>\n".join([PROSE * 50] * 4).encode()),
+    "english.txt": PROSE.encode(),
+    "english.txt.xz": lzma.compress(PROSE.encode()),
 }
 
 
