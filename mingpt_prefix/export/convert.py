@@ -62,10 +62,10 @@ class Args:
     from_: Annotated[Literal["peft"] | None, arg(name="from")] = None
     """read what PEFT trained"""
     model: str | None = None
-    """the model it was trained on; --from needs it unless the adapter names one of OpenAI's, and
-    --to peft for a file that was made for a model's folder"""
+    """the model it was trained on; needed with --from unless the adapter names one of OpenAI's, and
+    with --to peft if that model is a folder and the source a file"""
     input_template: str | None = None
-    """with --from: what it is given for a table: "{title} by {author}", say"""
+    """what the model was given for a table, such as "{title} by {author}"; with --from"""
 
 
 def learned_file(source: Path) -> Path:
