@@ -3,11 +3,11 @@
     mingpt-prefix sample --input tables.txt --run runs/prefix-tiny-1 --beams 5
     mingpt-prefix sample --data e2e --split test --run runs/prefix-gpt2-1 > outputs.txt
     mingpt-prefix sample --input tables.txt --beams 5 --num-return-sequences 3 --scores
-    generate_tables | mingpt-prefix sample --input - --temperature 0.8
+    cat tables.txt | mingpt-prefix sample --input - --temperature 0.8
     mingpt-prefix sample --bank prefixes --prompt "<|prefix:films|> title[The River], year[1931]"
 
 Sentences go to stdout, one line per table (or --num-return-sequences lines); all else goes to
-stderr. Of many tables a bad one gets empty lines in its place, and the exit code is 1 at the end.
+stderr. If one of many tables is bad, it gets empty lines, and the exit code is 1 at the end.
 """
 
 import contextlib

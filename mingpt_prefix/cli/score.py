@@ -3,8 +3,8 @@
     mingpt-prefix score --run runs/prefix-tiny-1 --data sample --beams 1
     mingpt-prefix score --run runs/books --data test.csv --text-field blurb --out books
 
-Saves outputs.txt and references.txt, as the official script reads them, and scores.json. Of the
-sample data, the share of right tables is told too: those whose sentence says every slot once and
+Saves outputs.txt and references.txt, as the official script reads them, and scores.json. For the
+sample data it also reports the share of right tables: those whose sentence says every slot once and
 nothing else. METEOR, ROUGE-L and CIDEr need the extra `metrics`.
 """
 

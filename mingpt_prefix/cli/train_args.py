@@ -73,16 +73,15 @@ class LoraFlags:
     lora_rank: int | None = None
     """the inner size of LoRA's two matrices"""
     lora_alpha: float | None = None
-    """LoRA's products are scaled by this, divided by the rank"""
+    """LoRA's output is scaled by this, divided by the rank"""
     lora_targets: Annotated[
         tuple[Target, ...] | None, tyro.conf.arg(metavar="WEIGHT [WEIGHT ...]")
     ] = None
-    """the weights of every block that LoRA changes, of attn.c_attn, attn.c_proj, mlp.c_fc and
-    mlp.c_proj"""
+    """which weights of every block LoRA changes: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"""
     lora_dropout: float | None = None
-    """share of what goes into LoRA's products that is dropped in training"""
+    """share of LoRA's inputs that is dropped in training"""
     lora_lr: float | None = None
-    """LoRA's own learning rate in prefix+lora, whose prefix has --lr"""
+    """LoRA's own learning rate in prefix+lora; --lr is the prefix's"""
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,13 @@ class OptimisationFlags:
     epochs: float | None = None
     """passes over the training examples"""
     max_steps: int | None = None
-    """end after this many steps; 0: when --epochs says so"""
+    """stop after this many steps; 0: after --epochs"""
     batch_size: int | None = None
     """examples in one step of the optimizer"""
     micro_batch_size: int | None = None
-    """examples that go through the model at once, at most --batch-size; gradients add up"""
+    """examples that go through the model at once; gradients are accumulated over --batch-size"""
     optimizer: Optimizer | None = None
-    """muon takes the blocks' matrices, or with --no-reparam the rows; AdamW takes the rest"""
+    """muon trains the blocks' matrices, or with --no-reparam the rows; AdamW trains the rest"""
     dropout: float | None = None
     """dropout of embeddings and residuals when the model itself is trained"""
     weight_decay: float | None = None
@@ -110,7 +109,7 @@ class OptimisationFlags:
     evals: int | None = None
     """how often the dev loss is measured, evenly spaced over the run"""
     seed: int | None = None
-    """of the order of examples, of dropout and of fresh weights"""
+    """for the order of examples, dropout and fresh weights"""
     sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE...")] = ()
     """train a prefix for each combination of these settings, all in one run"""
     sweep_width: int | None = None
@@ -124,7 +123,7 @@ class MachineFlags:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute; auto is the GPU if there is one"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """what to compute in; auto is bf16 on a GPU, fp32 on the CPU"""
+    """the number format; auto is bf16 on a GPU, fp32 on the CPU"""
     attention: Literal["auto", "triton", "reference"] = "auto"
     """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
     graphs: bool = True

@@ -27,7 +27,8 @@ class TableFlags:
     input: Annotated[str | None, _FILE] = None
     """a file of tables, one per line, or CSV with a column mr; - reads them from stdin"""
     scores: bool = False
-    """begin each line with the sentence's score and a tab: its log-probability (beams: divided)"""
+    """begin each line with the sentence's score and a tab: its log-probability; with beams, divided
+    as --length-penalty says"""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class DataFlags:
     """data"""
 
     data: str | None = None
-    """the tables of e2e, sample, a folder or a file, in any form that can be trained on; a single
-    file is a test split as it is"""
+    """take tables from e2e, sample, a folder or a file, in any format that train reads; a single
+    file is used whole"""
     split: Split | None = None
-    """which part of --data; test-known: the sample's second test set, with names made of words that
-    training has"""
+    """which part of --data; test-known: the sample's second test set, with names made of words
+    from training"""
     text_field: str | None = None
     """the column or field of your own files that holds the sentences"""
 
@@ -51,12 +52,11 @@ class WriterFlags:
     run: Annotated[Path | None, _FOLDER] = None
     """a run's folder"""
     prefix: Annotated[Path | None, _FILE] = None
-    """a prefix file, in place of a run"""
+    """a prefix file, instead of a run"""
     lora: Annotated[Path | None, _FILE] = None
-    """a LoRA file, in place of a run; with --prefix: one that was trained together with it"""
+    """a LoRA file, instead of a run; with --prefix: one that was trained together with it"""
     model: str | None = None
-    """the model a prefix or LoRA was made for; a folder or hub id must be named, a known name is
-    found"""
+    """the model a prefix or LoRA was trained on; needed if that is a folder or a hub id"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class BankFlags:
     """bank"""
 
     bank: Annotated[Path | None, _FOLDER] = None
-    """a folder of prefixes, in place of one: a prompt names which of them is seen, by
-    <|prefix:NAME|>, or the model chooses"""
+    """a folder of prefixes, instead of one: a prompt calls one by <|prefix:NAME|>, or the model
+    chooses"""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """with --bank: "<|prefix:films|> title[The River]", or plain text for the model to continue;
     may be given several times"""
@@ -82,19 +82,19 @@ class DecodingFlags:
     temperature: float | None = None
     """sample from the model's distribution at this temperature; 0 is greedy"""
     top_k: int | None = None
-    """sample from only this many of the likeliest tokens"""
+    """sample from only this many of the most likely tokens"""
     top_p: float | None = None
-    """sample from the likeliest tokens that together have this probability"""
+    """sample from the most likely tokens that together have this probability"""
     seed: int = 0
-    """of the samples"""
+    """for sampling"""
     max_new_tokens: int = Decoding.max_new_tokens
-    """a sentence ends after this many tokens at the latest"""
+    """at most this many tokens per sentence"""
     min_new_tokens: int = Decoding.min_new_tokens
-    """a sentence has at least this many tokens"""
+    """at least this many tokens per sentence"""
     length_penalty: float = Decoding.length_penalty
     """beam search: a sentence's log-probability is divided by its length to this power"""
     no_repeat_ngram_size: int = Decoding.no_repeat_ngram_size
-    """no run of this many tokens comes twice, the table's own text included; 0: any may"""
+    """no sequence of this many tokens appears twice, counting the table's text; 0: no limit"""
     num_return_sequences: int = Decoding.num_return_sequences
     """sentences per table, a line each: the best beams, best first, or samples; a bad table gets as
     many empty lines"""
@@ -107,12 +107,12 @@ class ServerFlags:
     beside: Annotated[tuple[Path, ...], arg(metavar="PATH [PATH ...]")] = ()
     """further runs, prefix files and LoRA files to choose from"""
     watch: Annotated[Path | None, _FOLDER] = None
-    """a folder whose prefix files, and those of the runs in it, are served as they come, change and
-    go"""
+    """a folder: its prefix files, and those of runs in it, are served, and read again when they
+    change"""
     cors: Annotated[tuple[str, ...], arg(metavar="ORIGIN [ORIGIN ...]")] = ()
-    """web origins whose pages may ask, such as https://example.org; * is any"""
+    """web origins whose pages may send requests, such as https://example.org; * is any"""
     host: str = "127.0.0.1"
-    """the address to listen on; other machines reach any but the default"""
+    """the address to listen on; the default can be reached from this machine only"""
     port: int = 8000
     """the port to listen on; 0 is any that is free"""
 

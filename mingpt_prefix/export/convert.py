@@ -3,9 +3,9 @@
     mingpt-prefix export --to past-key-values runs/prefix-gpt2-1 past.safetensors
     mingpt-prefix export --from peft adapter mine.safetensors --model gpt2
 
---to takes a run's folder, a prefix file or a LoRA file; --model names the base of a file that was
-made for a model's folder, so that PEFT finds it. --from writes a prefix file (for `sample --prefix`
-and `train --init-prefix`), or a LoRA file (for `sample --lora`).
+With --to, SOURCE is a run's folder, a prefix file or a LoRA file; if the base of such a file is a
+model's folder, --model names it, so that PEFT finds it. With --from, TARGET becomes a prefix file
+(for `sample --prefix` and `train --init-prefix`) or a LoRA file (for `sample --lora`).
 """
 
 from collections.abc import Sequence
@@ -62,10 +62,10 @@ class Args:
     from_: Annotated[Literal["peft"] | None, arg(name="from")] = None
     """read what PEFT trained"""
     model: str | None = None
-    """the model it was trained on; --from needs it unless the adapter names one of OpenAI's, and
-    --to peft for a file that was made for a model's folder"""
+    """the model it was trained on; needed with --from unless the adapter names one of OpenAI's, and
+    with --to peft if that model is a folder and the source a file"""
     input_template: str | None = None
-    """with --from: what it is given for a table: "{title} by {author}", say"""
+    """what the model was given for a table, such as "{title} by {author}"; with --from"""
 
 
 def learned_file(source: Path) -> Path:

@@ -14,8 +14,9 @@ from mingpt_prefix import generate, load_model, load_prefix, tiny
 pytestmark = pytest.mark.slow  # a minute, most of it to start eight processes
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "your-own-task.md").read_text(encoding="utf-8")
-MAKES_DATA, FILLS_CACHE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-COMMANDS = "".join(re.findall(r"```\n(python .*?)```", GUIDE, re.DOTALL)).splitlines()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+COMMANDS = "".join(text for kind, text in BLOCKS if not kind).splitlines()
+MAKES_DATA, FILLS_CACHE = (text for kind, text in BLOCKS if kind == "python")
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,15 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in ("train.py", "sample.py"):
         (folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "make.py").write_text(MAKES_DATA, encoding="utf-8")
-    python = f'"{sys.executable}"'
+    programs = {"python": f'"{sys.executable}"'}
+    programs["mingpt-prefix"] = f"{programs['python']} -m mingpt_prefix"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     found = {"folder": str(folder)}
     for command in ("python make.py", *COMMANDS):
+        program, flags = command.split(" ", 1)
         done = subprocess.run(
-            command.replace("python ", f"{python} ", 1),
+            f"{programs[program]} {flags}",
             shell=True,
             cwd=folder,
             env=environment,
