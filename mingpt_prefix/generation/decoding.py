@@ -66,7 +66,7 @@ def generate(
 
     With several `num_return_sequences`, a prompt's follow each other, as in transformers;
     `generate_scored` returns them per prompt, with scores. `beams` to `top_p`, and the last three,
-    are the settings of `Decoding`; other arguments and errors are those of `generate_scored`.
+    are the settings of `Decoding`; other arguments are those of `generate_scored`. Raises like it.
     """
     how = (beams, max_new_tokens, length_penalty, temperature, top_k, top_p)
     decoding = Decoding(*how, no_repeat_ngram_size, min_new_tokens, num_return_sequences)
