@@ -129,7 +129,8 @@ def begin_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
         shares = world.size if first.device == "cpu" else 1
         width = width_by_memory(shared.trainer(largest), shares)
     width = min(width, len(plans))
-    say(f"{len(plans)} prefixes, {width} at once, of {_range(steps)} steps each.")
+    many = f"{len(plans)} prefix{'es' * (len(plans) > 1)}"
+    say(f"{many}, {width} at once, of {_range(steps)} steps each.")
     folder = _make_sweep_folder(args.out, first.model, world)
     members = [{"folder": plan.name, "settings": plan.settings} for plan in plans]
     sweep = Sweep(folder, {"width": width, "members": members})
