@@ -35,7 +35,7 @@ SHORTER = (
     (r"^mingpt-prefix score |sample\.py .*--(data|input) ", "--max-new-tokens 8"),
     (r"call_training", "--steps 2 --own-texts 4"),
 )
-SERVERS = {"--serve": "/health", "tensorboard --": "/"}  # and the path that answers
+SERVERS = {"--serve": "/health", "--logdir": "/"}  # and the path that answers
 SENTENCE = "The old mill stands by the river, and the river runs down to the sea.\n"
 PROSE = "<|endoftext|>\n".join([SENTENCE * 50] * 4)
 INNS = "mr,ref\n" + "".join(f"name[Inn {n}],Inn {n} is an inn.\n" for n in range(20))
