@@ -18,6 +18,14 @@ def start(ranks: int, *flags: str) -> subprocess.Popen:
     return start_training(ranks, *flags, stdout=subprocess.PIPE)
 
 
+def stop_after_a_step(process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "Stopped after step" in process.communicate(timeout=60)[0]
+
+
 def assert_same_steps(one: list[dict], two: list[dict]) -> None:
     for left, right in zip(one, two, strict=True):
         norms = [line.pop("grad_norm") for line in (left, right)]
@@ -62,13 +70,7 @@ def test_a_signal_stops_both_and_resuming_ends_at_the_same_losses(
     flags = ["--mode", "prefix", "--model", str(small_model), "--data", str(small_data), *QUICK]
     flags += ["--batch-size", "3", "--epochs", "16"]
     finish(start(2, *flags, "--out", str(tmp_path / "whole")))
-    process = start(2, *flags, "--out", str(tmp_path / "cut"))
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.communicate(timeout=60)[0]
-    assert "Stopped after step" in rest
+    stop_after_a_step(start(2, *flags, "--out", str(tmp_path / "cut")))
     finish(start(2, "--resume", str(tmp_path / "cut")))
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     whole, cut = (tmp_path / name / "prefix.safetensors" for name in ("whole", "cut"))
@@ -111,12 +113,7 @@ def test_a_run_of_shards_goes_on_where_it_was_stopped(
     flags = ["--mode", "finetune", "--model", str(small_model), "--data", str(small_data), *QUICK]
     flags += ["--batch-size", "3", "--epochs", "12", "--shard"]
     finish(start(2, *flags, "--out", str(tmp_path / "whole")))
-    process = start(2, *flags, "--out", str(tmp_path / "cut"))
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
-    process.send_signal(signal.SIGTERM)
-    assert "Stopped after step" in process.communicate(timeout=60)[0]
+    stop_after_a_step(start(2, *flags, "--out", str(tmp_path / "cut")))
     finish(start(2, "--resume", str(tmp_path / "cut"), "--shard"))
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     whole, cut = (tmp_path / name / "model/model.safetensors" for name in ("whole", "cut"))
