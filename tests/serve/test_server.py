@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -321,15 +322,34 @@ async def in_app(folder: Path, limits: Limits, use) -> object:
         return await use(client)
 
 
-def test_a_full_queue(folder) -> None:
-    async def flood(client: httpx.AsyncClient) -> list[httpx.Response]:
-        asks = [{"table": TABLE, "seed": i} for i in range(30)]
-        return await asyncio.gather(*(client.post("/generate", json=ask) for ask in asks))
+def test_a_full_queue(folder, monkeypatch) -> None:
+    """While the model is busy, five more requests wait, and the others are refused."""
+    real, busy, release = batching.generate_scored, threading.Event(), threading.Event()
 
+    def held(*arguments, **named):
+        busy.set()
+        assert release.wait(30)
+        return real(*arguments, **named)
+
+    async def flood(client: httpx.AsyncClient) -> list[httpx.Response]:
+        def ask(seed: int) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(
+                client.post("/generate", json={"table": TABLE, "seed": seed})
+            )
+
+        first = ask(0)
+        await asyncio.to_thread(busy.wait, 30)
+        asked = [ask(seed) for seed in range(1, 31)]
+        async with asyncio.timeout(30):
+            while sum(task.done() for task in asked) < 25:
+                await asyncio.sleep(0.01)
+        release.set()
+        return await asyncio.gather(first, *asked)
+
+    monkeypatch.setattr(batching, "generate_scored", held)
     responses = asyncio.run(in_app(folder, Limits(waiting=5), flood))
     refused = [r for r in responses if r.status_code == 503]
-    # A batch may have left the queue before the flood was over.
-    assert len(refused) in (20, 25) and {r.status_code for r in responses} == {200, 503}
+    assert len(refused) == 25 and {r.status_code for r in responses} == {200, 503}
     assert all("too many" in r.json()["error"] and r.headers["retry-after"] for r in refused)
 
 
