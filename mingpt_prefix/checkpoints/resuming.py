@@ -4,7 +4,6 @@ save_checkpoint(run.checkpoints, trainer.step, *run_state(trainer))
 run, changed = resume_run(folder, began_with, trainer)
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def config_from_json(saved: object) -> TrainConfig:
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
+        read = to_json(config)
     except TypeError as error:
         raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
     if changed := sorted(name for name in saved if read[name] != saved[name]):
