@@ -22,6 +22,7 @@ import tyro
 from measure.arithmetic import copy_rate, matmul_rate
 from measure.e2e_lengths import examples
 from measure.record import Record
+from measure.timing import time_eagerly, time_replays
 from methods.attention import (
     PEERS,
     Call,
@@ -31,9 +32,7 @@ from methods.attention import (
     decode_inputs,
     exact,
     inputs,
-    time_eagerly,
     time_passes,
-    time_replays,
 )
 from methods.attention import packed as ours
 from reports.attention import attention_table

@@ -4,6 +4,7 @@ Each field declares its range or choices; `__post_init__` checks combinations.
 """
 
 import dataclasses
+import json
 import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_args, get_origin
@@ -112,13 +113,13 @@ class TrainConfig:
 
     - `lr`: the peak learning rate; after `warmup` (a share of all steps) it falls linearly to 0.
     - `batch_size`: examples per optimizer step, `micro_batch_size` of them in the model at once.
-    - `max_steps` 0: as many as `epochs` has. `evals`: dev losses in a run.
+    - `max_steps` 0: as many as `epochs` gives. `evals`: dev losses in a run.
     - `limit_examples`: how many training examples, drawn by the seed; 0 means all.
     - `placement` infix: only the targets see the rows, not the table.
     - `depth` embedding: the rows are the frozen model's keys and values of P learned embeddings.
     - `init_text`: the rows start as the keys and values of these words; `init` examples: of
-      training examples drawn by the seed; `init_prefix`: as the file's with SHA-256 `init_digest`.
-    - `init_scale`: of the initial values of the prefix MLP's last weight, times torch's default.
+      training examples drawn by the seed; `init_prefix`: as this file's (SHA-256 `init_digest`).
+    - `init_scale`: scales the prefix MLP's last weight as torch initializes it.
     - `prefix_dropout`: of the rows; `dropout`: of a trained model's embeddings and residuals.
     - `lora_targets`: the weights that change, each by the product of (in, `lora_rank`) and
       (`lora_rank`, out) matrices times `lora_alpha` / `lora_rank`; `lora_dropout`: of their input;
@@ -178,11 +179,6 @@ class TrainConfig:
                 raise ConfigError(f"unknown {each.name} {value!r}")
         if unknown := set(self.lora_targets) - set(TARGETS):
             raise ConfigError(f"unknown lora-targets: {sorted(map(str, unknown))}")
-        self._check_sizes()
-        check_ranges(self)
-        self._check_combinations()
-
-    def _check_sizes(self) -> None:
         needed = ["prefix_length"] if self.has_prefix else []
         for name in needed + (["lora_rank", "lora_alpha"] if self.has_lora else []):
             _check(name, getattr(self, name), "be positive")
@@ -190,10 +186,8 @@ class TrainConfig:
             raise ConfigError(f"epochs must be at most a million, not {self.epochs:g}")
         if self.seed > MAX_SEED:
             raise ConfigError(f"seed must be at most {MAX_SEED}, not {self.seed}")
-
-    def _check_combinations(self) -> None:
-        by_mlp = self.is_frozen and (self.reparam or not self.has_prefix)
-        if self.optimizer == "muon" and by_mlp:
+        check_ranges(self)
+        if self.optimizer == "muon" and self.is_frozen and (self.reparam or not self.has_prefix):
             what = "of a prefix, those of --no-reparam"
             raise ConfigError(f"--optimizer muon is for matrices: {what}")
         if self.init_prefix and (self.init_text or self.init != "noise" or self.depth != "all"):
@@ -219,16 +213,10 @@ class TrainConfig:
         """Whether the model's own weights stay unchanged."""
         return self.has_prefix or self.has_lora
 
-    def learning_settings(self) -> dict:
-        """The settings that affect the learned weights: no folders, devices or files."""
-        skip = "model data device attention evals block_size grad_checkpoint init_prefix".split()
-        return {name: value for name, value in to_json(self).items() if name not in skip}
-
 
 def to_json(config) -> dict:
     """A dataclass as JSON would load it: tuples become lists."""
-    values = dataclasses.asdict(config)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 @dataclass(frozen=True)

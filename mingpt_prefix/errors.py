@@ -4,6 +4,8 @@ Programs print the one-line message and exit with code 2. Text from files, flags
 through `printable`: short, on one line, without control characters.
 """
 
+from collections.abc import Iterable
+
 _MODULE = "python -m mingpt_prefix"
 program = "mingpt-prefix"  # what this one was called as; cli.terminal sets it
 
@@ -73,6 +75,13 @@ def escape(text: str) -> str:
 def shown(path: object) -> str:
     """A path or another name, as messages show it."""
     return printable(str(path), 200)
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """The first names of a set, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(printable(name, 60) for name in names[:limit]) + more
 
 
 def reason(error: Exception) -> str:

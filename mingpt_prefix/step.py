@@ -23,7 +23,7 @@ from torch.profiler import record_function
 from mingpt_prefix.adaptation import NOTHING, Adaptation, Adapters
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.errors import ConfigError, TrainingError
+from mingpt_prefix.errors import TrainingError
 from mingpt_prefix.loss import summed_cross_entropy
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import make_optimizers, set_learning_rate
@@ -241,14 +241,3 @@ class EagerStep:
 
     def forget(self) -> None:
         pass
-
-
-def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
-    """Raises ConfigError if the longest example does not fit behind `rows` of a prefix."""
-    longest, limit = max(examples, key=lambda e: len(e.ids)), model.config.n_positions
-    if rows + len(longest.ids) > limit:
-        where = f" ({longest.where})" if longest.where else ""
-        raise ConfigError(
-            f"{rows} prefix rows and the longest sequence of {len(longest.ids)} tokens{where} pass"
-            f" the model's limit of {limit} positions"
-        )

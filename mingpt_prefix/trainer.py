@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from mingpt_prefix.adaptation import Adaptation, folded
 from mingpt_prefix.batch import Encoded, batches
 from mingpt_prefix.config import TrainConfig
-from mingpt_prefix.errors import TrainingError
+from mingpt_prefix.errors import ConfigError, TrainingError
+from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate
-from mingpt_prefix.step import ADVICE, Progress, Stepper, TrainStep, check_positions
+from mingpt_prefix.step import ADVICE, Progress, Stepper, TrainStep
 
 MAX_DEV = 1_000  # examples in a dev loss, evenly spaced: more would change it little
 
@@ -137,3 +138,14 @@ class Trainer:
         """Continue after `step`, with the parameters and optimizer states as they are now."""
         self.step, self.best_loss, self.best_step = step, best_loss, best_step
         self.stepper.forget()
+
+
+def check_positions(rows: int, examples: Sequence[Encoded], model: GPT2) -> None:
+    """Raises ConfigError if the longest example does not fit behind `rows` of a prefix."""
+    longest, limit = max(examples, key=lambda e: len(e.ids)), model.config.n_positions
+    if rows + len(longest.ids) > limit:
+        where = f" ({longest.where})" if longest.where else ""
+        raise ConfigError(
+            f"{rows} prefix rows and the longest sequence of {len(longest.ids)} tokens{where} pass"
+            f" the model's limit of {limit} positions"
+        )

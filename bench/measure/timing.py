@@ -8,9 +8,11 @@ import torch
 
 from mingpt_prefix.accel.cuda_graphs import capture
 
+CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
+
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes; a GPU has done what was asked of it before, and in it."""
+    """Seconds that `run` takes, with the GPU's work in it, and none from before."""
     wait()
     started = time.perf_counter()
     run()
@@ -19,7 +21,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def gpu_seconds(run: Callable[[], object], samples: int) -> list[float]:
-    """Seconds of `samples` runs by the GPU's own clock, after three that warm up."""
+    """Seconds of `samples` runs by the GPU's own clock, after three to warm up."""
     for _ in range(3):
         run()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(samples + 1)]
@@ -45,7 +47,17 @@ def captured(run: Callable[[], object]) -> Callable[[], None]:
     return capture(run, warm_up=3).replay
 
 
+def time_eagerly(run: Callable[[], object], samples: int, calls: int = 1) -> tuple[float, ...]:
+    """p20, p50, p80 of the seconds that one of `run`'s `calls` takes on a GPU."""
+    return quantiles([seconds / calls for seconds in gpu_seconds(run, samples)])
+
+
+def time_replays(run: Callable[[], object], samples: int) -> tuple[float, ...]:
+    """The same for a call, replayed in a CUDA graph of several."""
+    return time_eagerly(captured(lambda: [run() for _ in range(CALLS)]), samples, CALLS)
+
+
 def wait() -> None:
-    """Until a GPU has done all that was asked of it."""
+    """Wait until a GPU has done all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,7 +1,7 @@
 """Ways to compute attention with prefix rows, on equal inputs: what bench/attention.py compares.
 
-Each takes a shape's packed inputs, brings them into the form that it wants (that is not timed), and
-returns a `Call`: what is timed, and how its results are brought back to the packed form.
+Each takes a shape's packed inputs, brings them into the form it needs (which is not timed), and
+returns a `Call`: what is timed, and how its results return to the packed form.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from measure.timing import captured, gpu_seconds, quantiles
+from measure.timing import captured, time_replays
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
@@ -21,7 +21,6 @@ from mingpt_prefix import kernels
 
 Results = tuple[Tensor, Tensor, Tensor]  # out (T, H, D), d_qkv (T, 3, H, D), d_prefix (2, P, H, D)
 NAMES = ("out", "d_qkv", "d_prefix")
-CALLS = 10  # in one graph: a graph's own launch costs as much as a small kernel
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class Shape:
         return min(self.lengths) < self.width
 
     def first(self, count: int) -> "Shape":
-        """With so many sequences at most."""
+        """The same with at most `count` sequences."""
         return Shape(self.name, self.lengths[:count], self.prefix, self.heads, self.dim)
 
     def flops(self) -> float:
-        """Of forward: two products, a causal half of the square and the prefix."""
+        """Of the forward pass: two products, each over the square's causal half and the prefix."""
         pairs = sum(n * (n + 1) / 2 + n * self.prefix for n in self.lengths)
         return 4 * pairs * self.heads * self.dim
 
@@ -65,7 +64,7 @@ class Call:
     forward: Callable[[], Tensor]
     d_out: Tensor
     collect: Callable[[Tensor, Sequence[Tensor]], Results]
-    copied: int = 0  # numbers that are copied on the way, each read once and written once
+    copied: int = 0  # numbers copied on the way, each read once and written once
 
     def backward(self, out: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(out, self.leaves, self.d_out, retain_graph=True)
@@ -140,14 +139,13 @@ def cat_sdpa(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
     """Concatenation and SDPA on padded rows with a mask, as PEFT and transformers do it."""
     real, column = shape.real(qkv.device), torch.arange(shape.width, device=qkv.device)
     mask = ((column <= column[:, None]) & real[:, None]) | (column == column[:, None])
-    seen = mask.new_ones(*mask.shape[:2], shape.prefix)
-    mask = torch.cat([seen, mask], dim=2)[:, None]  # (B, 1, S, P + S)
+    mask = torch.nn.functional.pad(mask, (shape.prefix, 0), value=True)[:, None]  # (B, 1, S, P + S)
     how = dict(attn_mask=mask) if shape.prefix or shape.is_ragged else dict(is_causal=True)
     return _from_grid(shape, qkv, kv, d_out, lambda q, k, v: sdpa(q, k, v, **how))
 
 
 def flash(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
-    """The kernel alone, on tensors that were concatenated before: what no caller gets for free."""
+    """Only the kernel, on tensors concatenated beforehand: what no caller gets for free."""
     on_gpu, real = qkv.device.type == "cuda", shape.real(qkv.device)
     drawn = _with_prefix(_grid(shape, qkv), kv)
     leaves = tuple(tensor.detach().contiguous().requires_grad_() for tensor in drawn)
@@ -168,13 +166,13 @@ def flash(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
 
 @cache
 def _compiled() -> Callable:
-    # Its backward is timed alone, many times after one forward, and may not use up what that left.
+    # One forward is followed by many timed backward passes, which must not use up what it left.
     torch._functorch.config.donated_buffer = False
     return torch.compile(flex_attention, dynamic=False)
 
 
 def flex(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
-    """FlexAttention with a prefix mask, compiled on a GPU; the block mask is made before."""
+    """FlexAttention with a prefix mask, compiled on a GPU; the block mask is made beforehand."""
 
     def seen(batch, head, query, key):
         return key - shape.prefix <= query
@@ -188,14 +186,14 @@ def flex(shape: Shape, qkv: Tensor, kv: Tensor, d_out: Tensor) -> Call:
 
 
 def exact(shape: Shape, drawn: Results) -> Results:
-    """By the reference in float64."""
+    """The results of the reference in float64."""
     return packed(shape, "reference", *(tensor.double() for tensor in drawn)).results()
 
 
 def check(name: str, found: Results, low: Results, wanted: Results) -> None:
-    """Errors at most twice those of the reference in the same dtype, and a little.
+    """Check that errors are at most twice those of the reference in the same dtype, plus a little.
 
-    Raises AssertionError where they are larger: then no time would mean anything.
+    Raises AssertionError if they are larger: then no time would mean anything.
     """
     little = 1e-5 if found[0].dtype == torch.float32 else 1e-3
     for part, own, same, true in zip(NAMES, found, low, wanted, strict=True):
@@ -205,20 +203,10 @@ def check(name: str, found: Results, low: Results, wanted: Results) -> None:
             assert error <= allowed, f"{name}: {part}: error {error:.2e}, allowed {allowed:.2e}"
 
 
-def time_eagerly(run: Callable[[], object], samples: int, calls: int = 1) -> tuple[float, ...]:
-    """p20, p50, p80 of the seconds that one of the `calls` in `run` takes on a GPU."""
-    return quantiles([seconds / calls for seconds in gpu_seconds(run, samples)])
-
-
-def time_replays(run: Callable[[], object], samples: int) -> tuple[float, ...]:
-    """The same for a call in a CUDA graph of several."""
-    return time_eagerly(captured(lambda: [run() for _ in range(CALLS)]), samples, CALLS)
-
-
 def time_passes(call: Call, samples: int, passes: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """Seconds of each of these passes, by replays of a graph."""
+    """The seconds that each of these passes takes, by replays of a graph."""
     held: list[Tensor] = []
-    # On the stream that its backward is captured on.
+    # Captured too: autograd runs a backward pass on the stream of its forward pass.
     forward_graph = captured(lambda: held.append(call.forward()))
     forward_graph()
     runs = call.passes(lambda: held[-1])
@@ -229,7 +217,7 @@ PEERS = {"cat + SDPA": cat_sdpa, "FlexAttention": flex, "flash, concatenated": f
 
 
 def decode_inputs(n_seqs: int, context: int, prefix: int, heads: int, device, dtype) -> dict:
-    """Arguments of `kernels.decode_attention`, each sequence with `context` cached tokens."""
+    """Arguments of `kernels.decode_attention`; each sequence has `context` cached tokens."""
     generator = torch.Generator(device).manual_seed(0)
     like = dict(generator=generator, device=device)
     width, ints = context + 1, dict(dtype=torch.int32, device=device)
@@ -245,7 +233,7 @@ def decode_inputs(n_seqs: int, context: int, prefix: int, heads: int, device, dt
 
 
 def decode_by_cat(arguments: dict) -> Callable[[], Tensor]:
-    """The same on a static cache (B, H, S, D), by an indexed write, concatenation and SDPA."""
+    """The same on a static cache (B, H, S, D): an indexed write, a concatenation, and SDPA."""
     qkv, kv = arguments["qkv"], arguments["prefix_kv"]
     n_seqs, _, heads, dim = qkv.shape
     cache = arguments["cache"].view(2, n_seqs, -1, heads, dim).transpose(2, 3).contiguous()

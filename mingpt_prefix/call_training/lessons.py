@@ -78,7 +78,7 @@ def table_lesson(
         slots = example.table.slots
         slot_ends = [len(encode(Table(slots[:n]))) - 1 for n in range(1, len(slots) + 1)]
         inside = [place for place in range(len(table)) if place not in slot_ends]
-    said = tokenizer.encode(target_text(example.text, text_format))
+    said = tokenizer.encode(target_text(example.text))
     return Lesson([*table, call, *said, tokenizer.eos], len(table), prefix_id, slot_ends, inside)
 
 

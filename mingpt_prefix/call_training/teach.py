@@ -42,7 +42,7 @@ from mingpt_prefix.data.datasets import Split, load_split
 from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.errors import ConfigError, TrainingError, shown
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.step import check_positions
+from mingpt_prefix.trainer import check_positions
 
 _QUIET_AT_ONCE = 8_192
 _DROPOUT = 0.1  # of the states at ends of slots

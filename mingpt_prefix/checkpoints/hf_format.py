@@ -1,6 +1,6 @@
-"""A model's folder as transformers saves it: config.json and safetensors, read with every check.
+"""A model's folder as transformers saves it: config.json and safetensors, checked as they are read.
 
-Tensors bear GPT-2's own names, with or without `transformer.` in front. Nothing pickled is read.
+Tensors have GPT-2's own names, with or without `transformer.` in front. Nothing pickled is read.
 """
 
 import hashlib
@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mingpt_prefix.config import ModelConfig
-from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
+from mingpt_prefix.errors import ConfigError, WeightsError, listed, printable, reason, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -34,16 +35,16 @@ _JSON_LIMIT = 1 << 24
 _GPT2_TOKENS = "4c9d30e24aa2b6a802cbe721e72c4ea9f4ac076781eafb0686f6ae4019f7f130"
 # Without files of a tokenizer, a vocabulary up to here is GPT-2's, padded to a multiple of 1,024.
 _MOST_PADDED = 51_200
-# What transformers calls its keys of sizes too.
+# Other names that transformers has for the keys of sizes.
 _ALIASES = {
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_embd": "hidden_size",
     "n_positions": "max_position_embeddings",
 }
-# Other names of what _FIXED has: the same up to rounding.
+# Other names of the activation in _FIXED: the same up to rounding.
 _TANH_GELUS = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
-# What this model computes, as config.json says it. An absent key is the default, and this is it.
+# What this model computes, in the keys of config.json; these are also the defaults of absent keys.
 _FIXED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -58,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: one, or the shards that its index names.
 
     Raises:
-        WeightsError: when there are none, or the index is damaged.
+        WeightsError: if there are none, or the index is damaged.
     """
     index = folder / INDEX_FILE
     if (folder / WEIGHTS_FILE).exists():
@@ -78,11 +79,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: list[Path], shapes: Mapping[str, tuple]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of these shapes by name, sorted, as windows on the files.
+    """The tensors of these shapes with their names, sorted, as views of the files.
 
     Raises:
-        WeightsError: naming the file, when it is missing or damaged, or a tensor is missing,
-            unexpected, of another shape, no floating-point number, or not finite.
+        WeightsError: naming the file, if it is missing or damaged, or if a tensor is missing,
+            unexpected, of another shape, not floating-point, or not finite.
     """
     where = files[0] if len(files) == 1 else files[0].parent
     with ExitStack() as stack:
@@ -91,8 +92,7 @@ def read_tensors(files: list[Path], shapes: Mapping[str, tuple]) -> Iterator[tup
             stored = _stored_tensors(opened)
             _check_headers(stored, shapes)
             for name in sorted(shapes):
-                file, key = stored[name]
-                tensor = file.get_tensor(key)
+                tensor = stored[name][:]
                 if not tensor.isfinite().all():
                     raise WeightsError(f"{name} holds NaN or infinite values")
                 if name == "wte.weight":
@@ -111,29 +111,26 @@ def _open(file: Path) -> safe_open:
         raise WeightsError(f"{shown(file)}: {reason(error)}") from None
 
 
-def _stored_tensors(files: Iterable[safe_open]) -> dict[str, tuple[safe_open, str]]:
-    """(file, its key there) of every tensor by name, masks left out."""
-    stored: dict[str, tuple[safe_open, str]] = {}
+def _stored_tensors(files: Iterable[safe_open]) -> dict[str, Any]:
+    """safetensors' slice of every tensor by name, masks left out: a header until it is indexed."""
+    stored: dict[str, Any] = {}
     for file in files:
         for key in file.keys():
             name = key.removeprefix("transformer.")
             if name in stored:
                 raise WeightsError(f"two tensors '{printable(name)}'")
             if not _MASK.fullmatch(name):
-                stored[name] = file, key
+                stored[name] = file.get_slice(key)
     return stored
 
 
-def _check_headers(
-    stored: Mapping[str, tuple[safe_open, str]], shapes: Mapping[str, tuple]
-) -> None:
-    """Names, shapes and dtypes by the files' headers alone."""
+def _check_headers(stored: Mapping[str, Any], shapes: Mapping[str, tuple]) -> None:
+    """Names, shapes and dtypes, from the files' headers only."""
     if missing := shapes.keys() - stored.keys():
         raise WeightsError(f"missing {listed(missing)}")
     if unexpected := stored.keys() - shapes.keys() - {"lm_head.weight"}:
         raise WeightsError(f"unexpected {listed(unexpected)}")
-    for name, (file, key) in stored.items():
-        header = file.get_slice(key)
+    for name, header in stored.items():
         shape, kind = tuple(header.get_shape()), header.get_dtype()
         expected = shapes.get(name, shapes["wte.weight"])
         if shape != expected:
@@ -142,18 +139,16 @@ def _check_headers(
             raise WeightsError(f"{name} has dtype {kind}; read are {', '.join(_STORED_DTYPES)}")
 
 
-def _check_head(stored: Mapping[str, tuple[safe_open, str]], wte: Tensor) -> None:
-    if "lm_head.weight" in stored:
-        file, key = stored["lm_head.weight"]
-        if not torch.equal(file.get_tensor(key), wte):
-            raise WeightsError("lm_head.weight is not wte.weight: the head is not tied")
+def _check_head(stored: Mapping[str, Any], wte: Tensor) -> None:
+    if "lm_head.weight" in stored and not torch.equal(stored["lm_head.weight"][:], wte):
+        raise WeightsError("lm_head.weight is not wte.weight: the head is not tied")
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The shape that a config.json says.
+    """The shape that a config.json gives.
 
     Raises:
-        WeightsError: naming the key, when it is damaged or says what this model does not compute.
+        WeightsError: naming the key, if it is damaged or asks for what this model does not compute.
     """
     raw = read_json(path)
     for name in _SIZE_LIMITS:
@@ -192,7 +187,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _end_token(raw: dict, tokenizer: str | None) -> int | None:
-    """The id that ends a text; of a model without one, that of its tokenizer, if that is known."""
+    """The id that ends a text; without one, that of the tokenizer, if it is known."""
     eos = raw.get("eos_token_id", ModelConfig.eos_token_id)
     if isinstance(eos, list) and len(eos) == 1:
         eos = eos[0]
@@ -206,25 +201,24 @@ def _end_token(raw: dict, tokenizer: str | None) -> int | None:
 
 
 def _tokenizer_beside(path: Path, vocab_size: int) -> str | None:
-    """Which tokenizer goes with a config.json that names none: GPT-2's, or one not known here."""
+    """The tokenizer of a config.json that names none: GPT-2's, or None for one not known here."""
     if vocab_size < ModelConfig.vocab_size:
         return None
-    for file in TOKENIZER_FILES:
-        if not path.with_name(file).exists():
-            continue
-        words = read_json(path.with_name(file))
-        model = words.get("model")
-        words = model.get("vocab") if file != "vocab.json" and isinstance(model, dict) else words
-        if not isinstance(words, dict) or not all(type(number) is int for number in words.values()):
-            return None
-        tokens = sorted((number, token) for token, number in words.items())
-        text = json.dumps(tokens[: ModelConfig.eos_token_id])
-        return "gpt2" if hashlib.sha256(text.encode()).hexdigest() == _GPT2_TOKENS else None
-    return "gpt2" if vocab_size <= _MOST_PADDED else None
+    files = [file for name in TOKENIZER_FILES if (file := path.with_name(name)).exists()]
+    if not files:
+        return "gpt2" if vocab_size <= _MOST_PADDED else None
+    words = read_json(files[0])
+    if files[0].name == TOKENIZER_FILE and isinstance(words.get("model"), dict):
+        words = words["model"].get("vocab")
+    if not isinstance(words, dict) or not all(type(number) is int for number in words.values()):
+        return None
+    tokens = sorted((number, token) for token, number in words.items())
+    text = json.dumps(tokens[: ModelConfig.eos_token_id])
+    return "gpt2" if hashlib.sha256(text.encode()).hexdigest() == _GPT2_TOKENS else None
 
 
 def config_json(config: ModelConfig) -> dict:
-    """What config.json holds for a model of this shape; transformers reads it too."""
+    """The config.json of a model of this shape; transformers reads it too."""
     return {name: getattr(config, name) for name in _SIZE_LIMITS} | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -237,7 +231,7 @@ def config_json(config: ModelConfig) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; raises WeightsError, naming the file, where there is none."""
+    """A JSON object from a file; raises WeightsError, naming the file, if there is none."""
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise WeightsError(f"{shown(path)}: too large to be what its name says")
@@ -253,10 +247,3 @@ def read_json(path: Path) -> dict:
 
 def _value(value: object) -> str:
     return printable(repr(value))
-
-
-def listed(names: Iterable[str], limit: int = 3) -> str:
-    """The first names of a set, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(printable(name, 60) for name in names[:limit]) + more

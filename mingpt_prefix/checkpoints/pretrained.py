@@ -27,13 +27,12 @@ from mingpt_prefix.checkpoints.hf_format import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     config_json,
-    listed,
     read_config,
     read_tensors,
     weight_files,
 )
 from mingpt_prefix.config import MODELS, TrainConfig
-from mingpt_prefix.errors import ConfigError, WeightsError, printable, reason, shown
+from mingpt_prefix.errors import ConfigError, WeightsError, listed, printable, reason, shown
 from mingpt_prefix.model import GPT2
 
 DEVICES = ("cpu", "cuda")

@@ -4,7 +4,6 @@ save_checkpoint(run.checkpoints, trainer.step, *run_state(trainer))
 run, changed = resume_run(folder, began_with, trainer)
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from mingpt_prefix.accel.distributed import ALONE, World
 from mingpt_prefix.accel.environment import changes, surroundings
 from mingpt_prefix.accel.fsdp import cut_like, gathered
 from mingpt_prefix.checkpoints.checkpoint import Checkpoint, load_newest
-from mingpt_prefix.checkpoints.run_folder import RunFolder, check_origin
+from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import TrainConfig, to_json
-from mingpt_prefix.errors import CheckpointError
+from mingpt_prefix.errors import CheckpointError, shown
 from mingpt_prefix.trainer import Trainer
 
 Optimizers = list[torch.optim.Optimizer]
@@ -36,7 +35,7 @@ def config_from_json(saved: object) -> TrainConfig:
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         config = TrainConfig(**values)
-        read = json.loads(json.dumps(to_json(config)))
+        read = to_json(config)
     except TypeError as error:
         raise CheckpointError(f"run.json: the settings are not a run's: {error}") from None
     if changed := sorted(name for name in saved if read[name] != saved[name]):
@@ -107,6 +106,19 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, world: World = ALONE) -> l
     trainer.start_from(checkpoint.step, best_loss, best_step)
     now = surroundings(trainer.model.device, world.size)
     return changes(checkpoint.state.get("machine"), now)
+
+
+def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
+    """Check that a run began with what has these digests, by name, as its run.json records them.
+
+    Raises:
+        CheckpointError: naming what differs; and like `read_run`.
+    """
+    recorded = read_run(folder)
+    for name, digest in origin.items():
+        if recorded.get(name, digest) != digest:  # the first format recorded only the data
+            where, what = shown(folder), name.replace("_", " ")
+            raise CheckpointError(f"{where}: the {what} is not what the run began with")
 
 
 def resume_run(

@@ -1,4 +1,4 @@
-"""A run's folder: what train.py writes, found again and read with care.
+"""A run's folder: what train.py writes, and how it is found and read again.
 
 run = RunFolder.create(Path("runs/first"))
 read_run(run.path)["config"]["mode"]
@@ -31,9 +31,9 @@ _RUN_FILE_LIMIT = 1 << 20
 
 
 class RunFolder:
-    """`run.json` (settings and result), `log.jsonl` (a line a step), `checkpoint/`, and the files
-    that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`, and
-    `loss.png`; with --log tensorboard `tensorboard/`."""
+    """`run.json` (settings and result), `log.jsonl` (a line per step), `checkpoint/`, and the files
+    that training makes: `prefix.safetensors`, `lora.safetensors`, both, or `model/`; `loss.png`;
+    and `tensorboard/` with --log tensorboard."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class RunFolder:
         """Make the folder, with `content` in its run.json.
 
         Raises:
-            CheckpointError: when it holds something already, or cannot be written.
+            CheckpointError: if it is not empty, or cannot be written.
         """
         name = shown(path)
         try:
@@ -64,10 +64,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, step: int) -> "RunFolder":
-        """The folder of a run that goes on after `step`: what was logged later is dropped.
+        """The folder of a run that goes on after `step`; later lines of its log are dropped.
 
         Raises:
-            CheckpointError: when another process trains in it, or it cannot be written.
+            CheckpointError: if another process trains in it, or it cannot be written.
         """
         run = cls(path)
         try:
@@ -82,13 +82,13 @@ class RunFolder:
         return run
 
     def lock(self) -> None:
-        """Keep other processes from training in the folder, for as long as this one lives.
+        """Keep other processes from training in the folder while this object lives.
 
-        A lock is the system's: one that is killed leaves none. Without locks (Windows, some network
-        drives) nothing is kept.
+        The system holds the lock, so a killed process leaves none behind. Without locks (Windows,
+        some network drives) this does nothing.
 
         Raises:
-            CheckpointError: when another process trains in it.
+            CheckpointError: if another process trains in it.
         """
         if fcntl is None:
             return
@@ -106,7 +106,7 @@ class RunFolder:
         """Make `content` the content of run.json.
 
         Raises:
-            CheckpointError: when it cannot be written.
+            CheckpointError: if it cannot be written.
         """
         _write(self.path / RUN_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -114,18 +114,18 @@ class RunFolder:
         """Append to log.jsonl.
 
         Raises:
-            CheckpointError: when it cannot be written.
+            CheckpointError: if it cannot be written.
         """
         try:
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
                 file.flush()
-                os.fsync(file.fileno())  # before the checkpoint, which says that they are there
+                os.fsync(file.fileno())  # before the checkpoint, which counts on them
         except OSError as error:
             raise CheckpointError(f"{self.log_file}: {error.strerror or error}") from None
 
     def read_log(self, last_step: int | None = None) -> list[dict]:
-        """The lines of log.jsonl up to `last_step`; a line cut off by a crash ends them."""
+        """The lines of log.jsonl up to `last_step`; they end at one that a crash cut off."""
         lines = []
         try:
             for text in self.log_file.read_text(encoding="utf-8").splitlines():
@@ -138,16 +138,16 @@ class RunFolder:
         return lines
 
     def logged_seconds(self) -> float:
-        """How long the logged steps took, by the last line; 0 if it does not say."""
+        """How long the logged steps took, by the last line; 0 if that does not say."""
         seconds = [line.get("seconds") for line in self.read_log()[-1:]]
         return next((s for s in seconds if isinstance(s, int | float)), 0.0)
 
 
 def read_run(folder: Path) -> dict:
-    """What a run's run.json says: its settings under "config", and "result", None until it ends.
+    """A run's run.json: its settings under "config", and its "result", None until the run ends.
 
     Raises:
-        CheckpointError: naming the folder, when there is none, or it is damaged.
+        CheckpointError: naming the folder, if the file is missing or damaged.
     """
     path = Path(folder) / RUN_FILE
     if not path.is_file() and (other := instead_of("run", Path(folder))):
@@ -156,19 +156,18 @@ def read_run(folder: Path) -> dict:
 
 
 def read_run_file(path: Path) -> dict:
-    """The same from a run.json, which may lie elsewhere."""
+    """The same from a run.json that may lie anywhere. Raises like `read_run`."""
     name = shown(path)
     try:
         if not path.is_file():
             raise CheckpointError(f"{name}: no such file; a run's folder has one")
         with path.open("rb") as file:
             data = file.read(_RUN_FILE_LIMIT + 1)
-        content = json.loads(data) if len(data) <= _RUN_FILE_LIMIT else None
     except OSError as error:
         raise CheckpointError(f"{name}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    try:
+        content = json.loads(data) if len(data) <= _RUN_FILE_LIMIT else None
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{name}: not valid JSON") from None
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise CheckpointError(f"{name}: not the settings of a run")
@@ -178,7 +177,7 @@ def read_run_file(path: Path) -> dict:
 @dataclass(frozen=True)
 class Kept:
     """What a run has left: a prefix, LoRA, both, or a model of its own; its template, or ""; and
-    its other settings."""
+    its settings."""
 
     mode: str
     template: str
@@ -189,7 +188,7 @@ class Kept:
 
     @property
     def is_prefix(self) -> bool:
-        """Whether a prefix is all: then the model is as it was, for other prefixes too."""
+        """Whether it is only a prefix: the model is then unchanged, and can take other prefixes."""
         return self.prefix is not None and self.lora is None
 
 
@@ -197,7 +196,7 @@ def kept_by(folder: Path) -> Kept:
     """What the finished run in `folder` has left.
 
     Raises:
-        CheckpointError: for a run that has not ended, or of an unknown mode; and as `read_run`.
+        CheckpointError: if the run has not ended, or its mode is unknown; and like `read_run`.
     """
     content, run = read_run(folder), RunFolder(folder)
     mode = str(content["config"].get("mode"))
@@ -214,41 +213,24 @@ def kept_by(folder: Path) -> Kept:
     return Kept(mode, template, content["config"], prefix, lora)
 
 
-def check_origin(folder: Path, origin: dict[str, str]) -> None:
-    """Compare digests of what a run began with, by name, with those that its run.json records.
-
-    Raises:
-        CheckpointError: naming what is not the same; and as `read_run`.
-    """
-    recorded = read_run(folder)
-    for name, digest in origin.items():
-        if recorded.get(name, digest) != digest:  # the first format recorded the data alone
-            where, what = shown(folder), name.replace("_", " ")
-            raise CheckpointError(f"{where}: the {what} is not what the run began with")
-
-
 def finished_runs(root: Path) -> list[Path]:
-    """The folders in `root` whose run has ended, newest first; unreadable ones are left out."""
+    """The folders of finished runs in `root`, newest first; unreadable ones are left out."""
     found = []
-    try:
+    with contextlib.suppress(OSError):
         for folder in root.iterdir():
-            try:
+            with contextlib.suppress(CheckpointError, OSError):
                 if read_run(folder).get("result") is not None:
                     found.append(((folder / RUN_FILE).stat().st_mtime_ns, folder))
-            except (CheckpointError, OSError):
-                continue
-    except OSError:
-        pass
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def newest_finished(root: Path) -> Path | None:
-    """The run in `root` that ended last, or None."""
+    """The run in `root` that finished last, or None."""
     return next(iter(finished_runs(root)), None)
 
 
 def next_folder(stem: str) -> Path:
-    """`runs/STEM-1`, or the first number that is free; made at once, lest another run takes it."""
+    """`runs/STEM-1`, or the first free number; made at once, so that no other run takes it."""
     RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):

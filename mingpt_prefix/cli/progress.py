@@ -143,9 +143,9 @@ def warn_of_changes(changed: Sequence[str]) -> None:
     complain(f"{what}. The result may differ in its bytes.")
 
 
-def resume_command(run: RunFolder) -> str:
-    """The command that goes on with a run, to be pasted into a shell."""
-    return f"{command('train')} --resume {shlex.quote(str(run.path))}"
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run or sweep in `folder`, to be pasted into a shell."""
+    return f"{command('train')} --resume {shlex.quote(str(folder))}"
 
 
 def sample_command(config: TrainConfig, model: GPT2, run: Path, example: str) -> str:

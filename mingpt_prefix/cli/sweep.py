@@ -1,7 +1,7 @@
 """Many prefixes in one run: `python train.py --mode prefix --sweep prefix_length=1,5 seed=0,1,2`.
 
-A sweep's folder holds a folder for each member, which is that of a run of its own, `sweep.json` and
-`sweep.png`. Under torchrun the members are dealt out to the ranks, which exchange nothing.
+A sweep's folder holds `sweep.json`, `sweep.png`, and a folder per member, like that of a run of
+its own. Under torchrun each rank trains some of the members, and the ranks exchange nothing.
 """
 
 import json
@@ -50,8 +50,8 @@ SWEEP_FILE = "sweep.json"
 
 @dataclass
 class Sweep:
-    """A sweep's folder, and what its `sweep.json` says: "members", each with its "folder" and
-    "settings", and in the end what became of it; and the "width", how many are trained at once."""
+    """A sweep's folder, and the content of its `sweep.json`: "members", each with its "folder" and
+    "settings", and at the end its outcome; and "width", how many are trained at once."""
 
     folder: Path
     content: dict
@@ -96,18 +96,17 @@ def run_sweep(args: TrainArgs, world: World) -> int:
         for first in range(0, len(own), width):
             number = number or train_some(own[first : first + width], shared)
     except (AdapterError, CheckpointError) as error:  # what was saved before stays
-        command = resume_command(RunFolder(sweep.folder))
-        raise CheckpointError(f"{error}; to go on: {command}") from None
-    number = world.largest(number)  # when all ranks are through
+        raise CheckpointError(f"{error}; to go on: {resume_command(sweep.folder)}") from None
+    number = world.largest(number)  # once all ranks are done
     if number:
         say("Stopped, and saved. To go on:")
-        say(resume_command(RunFolder(sweep.folder)))
+        say(resume_command(sweep.folder))
         return 128 + number
     return report(sweep, shared, time.monotonic() - started) if world.is_main else 0
 
 
 def begin_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
-    """A new sweep's folder, with those of its members. Nothing is written before all is checked."""
+    """A new sweep's folder, with those of its members; checks everything before it writes."""
     plans, why = plan_sweep(args)
     say(why)
     first = plans[0].config
@@ -148,10 +147,10 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _make_sweep_folder(out: Path | None, model: str, world: World) -> Path:
-    """The folder that is wanted, or a new one, which the first rank makes.
+    """The folder `out`, or a new one, made by the first rank.
 
     Raises:
-        CheckpointError: when it holds something already.
+        CheckpointError: if it is not empty.
     """
     if out is None:
         stem = f"sweep-{Path(model).name}"
@@ -169,8 +168,8 @@ def resume_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
     """The sweep in `args.resume`.
 
     Raises:
-        ConfigError: for any other flag.
-        CheckpointError: when it has ended, or is damaged.
+        ConfigError: if any other flag is given.
+        CheckpointError: if it has ended, or is damaged.
     """
     if args != TrainArgs(resume=args.resume):
         raise ConfigError("--resume of a sweep takes no other flags")
@@ -205,7 +204,7 @@ def train_some(folders: Sequence[Path], shared: Shared) -> int:
 
 
 def report(sweep: Sweep, shared: Shared, seconds: float) -> int:
-    """Complete sweep.json, draw the picture, and say what became of each member."""
+    """Complete sweep.json, draw the picture, and print each member's outcome."""
     logs = {}
     for each, folder in zip(sweep.content["members"], sweep.members, strict=True):
         content, log = read_run(folder), RunFolder(folder).read_log()
@@ -235,7 +234,7 @@ def report(sweep: Sweep, shared: Shared, seconds: float) -> int:
 
 
 def table(members: Sequence[dict]) -> list[str]:
-    """Lines that say what became of each member, under a head."""
+    """Each member's outcome on a line, under a header."""
     rows = [("setting", "best dev loss", "at step", "dev BLEU")]
     for each in members:
         name = label(each["settings"])

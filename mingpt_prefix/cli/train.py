@@ -134,10 +134,10 @@ def run_training(args: TrainArgs, world: World) -> int:
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise
-        raise CheckpointError(f"{error}; to go on: {resume_command(run)}") from None
+        raise CheckpointError(f"{error}; to go on: {resume_command(run.path)}") from None
     if run is not None and number:
         say(f"Stopped after step {trainer.step}, and saved. To go on:")
-        say(resume_command(run))
+        say(resume_command(run.path))
     elif run is not None:
         report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)
     return 128 + number if number else 0

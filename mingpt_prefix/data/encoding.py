@@ -17,6 +17,6 @@ def encode_example(
 ) -> Encoded:
     """The prompt of the example's table, then its text and another end token, to be predicted."""
     prompt = encode_prompt(tokenizer, example.table, text_format)
-    target = tokenizer.encode(target_text(example.text, text_format))
+    target = tokenizer.encode(target_text(example.text))
     ids = torch.tensor([*prompt, *target, tokenizer.eos])
     return Encoded(ids, len(prompt), where=example.where)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill, template_fields
+from mingpt_prefix.data.templates import TEMPLATE_FORMAT, TEXT_FORMAT, fill
 from mingpt_prefix.errors import ConfigError, TableError, escape, printable
 
 MAX_TABLE_CHARS = 8_000
@@ -22,9 +22,10 @@ _PRINTED_NAMES = {
     "priceRange": "price",
     "familyFriendly": "family friendly",
 }
-_ELLIPSES = ("...", "…")
+_SPACE = re.compile(r"\s*")
+_SLOT = re.compile(r"(?P<name>[^][,]*)(?P<opening>\[?)\s*(?P<value>[^][]*)(?P<closing>\]?)")
+_END = re.compile(r"(,?\s*(\.\.\.|…)\s*)?")
 _CONTEXT = 20
-_MAX_NAMES = 100
 # Control characters, line and paragraph separators, and lone surrogates: none can be shown on one
 # line, and the last cannot be encoded.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -68,22 +69,20 @@ def parse_table(text: str) -> Table:
     if not text.strip():
         raise _error("the table is empty", text, 0)
     slots: dict[str, str] = {}
-    at = 0
+    at = _SPACE.match(text).end()
     while True:
-        at = _skip_space(text, at)
         name, value, after = _parse_slot(text, at)
         if name in slots:
             raise _error(f"slot '{printable(name)}' is repeated", text, at)
         slots[name] = value
-        at = _skip_space(text, after)
-        if text.startswith(",", at) and text[at + 1 :].strip() not in _ELLIPSES:
-            at += 1
-            continue
-        rest = text[at:].removeprefix(",").strip()
-        if rest and rest not in _ELLIPSES:
-            what = "a comma is missing between slots" if "[" in rest else "text after the last slot"
+        at = _SPACE.match(text, after).end()
+        if _END.fullmatch(text, at):
+            return Table(tuple(slots.items()))
+        if not text.startswith(",", at):
+            is_slot = "[" in text[at:]
+            what = "a comma is missing between slots" if is_slot else "text after the last slot"
             raise _error(what, text, at)
-        return Table(tuple(slots.items()))
+        at = _SPACE.match(text, at + 1).end()
 
 
 def parse_bars(text: str) -> Table:
@@ -105,7 +104,7 @@ def parse_bars(text: str) -> Table:
 def table_from_json(obj: object) -> Table:
     """A table from `{"name": "The Mill"}`, or from triples: `[["The Mill", "near", "Café Rouge"]]`.
 
-    Values may be text, numbers, true or false, which are spelled so; slots of null are left out.
+    Values may be text, numbers, true or false; slots whose value is null are left out.
 
     Raises:
         TableError: with a position in the form that `format_table` writes.
@@ -126,9 +125,7 @@ def table_from_json(obj: object) -> Table:
             raise TableError(f"slot '{printable(name)}' is repeated", position)
         slots[name.strip()] = str(value).strip()
         position += len(f"{name}[{value}], ")
-    if not slots:
-        raise TableError("the table is empty", 0)
-    return _not_too_long(Table(tuple(slots.items())))
+    return _table_of(slots.items())
 
 
 def table_from_triples(triples: Sequence[Sequence[str]]) -> Table:
@@ -149,9 +146,7 @@ def table_from_triples(triples: Sequence[Sequence[str]]) -> Table:
         slots.append(tuple(" ".join(_CONTROL.sub(" ", part).split()) for part in triple))
         if not any(slots[-1]):
             raise TableError("a triple is empty", 0)
-    if not slots:
-        raise TableError("the table is empty", 0)
-    return _not_too_long(Table(tuple(slots)))
+    return _table_of(slots)
 
 
 def format_table(table: Table) -> str:
@@ -176,9 +171,10 @@ def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
         ConfigError: if this version does not know the text format.
         TableError: if the table lacks a slot that the format's template names.
     """
-    _check_format(text_format)
     if text_format.startswith(TEMPLATE_FORMAT):
         return " " + fill(text_format, {} if table.is_triples else dict(table.slots)).strip()
+    if text_format != TEXT_FORMAT:
+        raise ConfigError(f"unknown text format '{printable(text_format)}'; known: {TEXT_FORMAT}")
     if table.is_triples:
         # The first has a bar in front, too.
         return "".join(" | " + " : ".join(triple) for triple in table.slots)
@@ -186,30 +182,15 @@ def linearize(table: Table, text_format: str = TEXT_FORMAT) -> str:
     return " " + " | ".join(slots)
 
 
-def slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
-    """The tables' slot names, sorted; empty for triples, and for more than 100 names."""
-    found: set[str] = set()
-    for table in tables:
-        found.update(name for name, *_ in table.slots)
-        if table.is_triples or len(found) > _MAX_NAMES:
-            return ()
-    return tuple(sorted(found))
-
-
 def unseen_slots(table: Table, seen: Iterable[str]) -> list[str]:
-    """The table's slot names that are not in `seen`; `eatType` counts as `Type`, which the model
-    reads for it."""
+    """The table's slot names that are not in `seen`; `eatType` and `Type`, as which the model reads
+    it, count as one."""
     known = {_PRINTED_NAMES.get(name, name) for name in seen}
     return [name for *_, name, _ in table.slots if _PRINTED_NAMES.get(name, name) not in known]
 
 
-def target_text(text: str, text_format: str = TEXT_FORMAT) -> str:
-    """Spell a sentence as the model writes it: a space, then the text with white space collapsed.
-
-    Raises:
-        ConfigError: if this version does not know the text format.
-    """
-    _check_format(text_format)
+def target_text(text: str) -> str:
+    """Spell a sentence as the model writes it: a space, then its words, single-spaced."""
     return " " + " ".join(text.split())
 
 
@@ -233,53 +214,33 @@ def _mistake_in_pair(name: object, value: object) -> str | None:
 
 def _parse_slot(text: str, at: int) -> tuple[str, str, int]:
     """Parse the slot at position `at`: its name, its value, the position after its `]`."""
-    opening = _find_any(text, "[],", at)
-    name = text[at:opening].rstrip()
+    slot = _SLOT.match(text, at)
+    name, value = slot["name"].rstrip(), slot["value"].rstrip()
     if not name:
         raise _error("a slot name is missing", text, at)
-    if opening == len(text) or text[opening] != "[":
+    if not slot["opening"]:
         what = f"'[' is missing after the slot name '{printable(name)}'"
         raise _error(what, text, at + len(name))
-    closing = _find_any(text, "[]", opening + 1)
-    if closing == len(text):
-        raise _error("']' is missing for the '['", text, opening)
-    if text[closing] == "[":
-        raise _error("'[' inside a value", text, closing)
-    value_at = _skip_space(text, opening + 1)
-    value = text[value_at:closing].rstrip()
+    if not slot["closing"] and slot.end() == len(text):
+        raise _error("']' is missing for the '['", text, slot.start("opening"))
+    if not slot["closing"]:
+        raise _error("'[' inside a value", text, slot.end())
     if not value:
-        raise _error(f"the value of slot '{printable(name)}' is empty", text, opening + 1)
-    for start, part in ((at, name), (value_at, value)):
+        raise _error(f"the value of slot '{printable(name)}' is empty", text, slot.end("opening"))
+    for start, part in ((at, name), (slot.start("value"), value)):
         if control := _CONTROL.search(part):
             raise _error("control character", text, start + control.start())
-    return name, value, closing + 1
+    return name, value, slot.end()
 
 
-def _find_any(text: str, characters: str, at: int) -> int:
-    """The first position of any of `characters` from `at` on, or the text's length."""
-    found = (text.find(character, at) for character in characters)
-    return min((position for position in found if position >= 0), default=len(text))
-
-
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
-
-
-def _not_too_long(table: Table) -> Table:
+def _table_of(slots: Iterable[tuple[str, ...]]) -> Table:
+    """A table of checked slots; raises TableError if there are none, or too many characters."""
+    table = Table(tuple(slots))
+    if not table.slots:
+        raise TableError("the table is empty", 0)
     if len(format_table(table)) > MAX_TABLE_CHARS:
         raise TableError(f"the table is longer than {MAX_TABLE_CHARS:,} characters", 0)
     return table
-
-
-def _check_format(text_format: str) -> None:
-    if text_format.startswith(TEMPLATE_FORMAT):
-        template_fields(text_format)
-    elif text_format != TEXT_FORMAT:
-        raise ConfigError(
-            f"unknown text format '{printable(str(text_format))}'; known: {TEXT_FORMAT}"
-        )
 
 
 def _error(what: str, text: str, position: int) -> TableError:

@@ -5,7 +5,7 @@ task.train_set, task.dev_set          # Encoded examples
 task.score(model, prefix).line        # "dev BLEU 61.2"
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
 from mingpt_prefix.data.readers import Columns
-from mingpt_prefix.data.tables import TEXT_FORMAT, format_table, slot_names
+from mingpt_prefix.data.tables import TEXT_FORMAT, Table, format_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
 from mingpt_prefix.evaluation.faults import faults
@@ -27,6 +27,7 @@ from mingpt_prefix.model import GPT2
 
 EXAMPLE = "name[The Mill], eatType[pub], food[French], area[riverside]"
 _HELD_OUT_WINDOWS = 64  # in one dev loss of pretraining
+_MAX_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class TableTask:
         self.note = f"Of the data {told_left_out(left_out)}." if left_out else ""
         if limit:
             examples = [examples[i] for i in epoch_order(len(examples), seed, 0)[:limit].tolist()]
-        self.slots = slot_names(e.table for e in examples)
+        self.slots = _slot_names(e.table for e in examples)
         self.train_set = [encode_example(tokenizer, e, text_format) for e in examples]
         self.dev_set = [encode_example(tokenizer, e, text_format) for e in dev]
         is_known = set(data) <= {"e2e", "sample"} and not is_template
@@ -130,6 +131,16 @@ class TableTask:
             values["dev_right"] = right / len(tables)
             line += f", {right} of {len(tables)} tables right"
         return Score(values, line, sample)
+
+
+def _slot_names(tables: Iterable[Table]) -> tuple[str, ...]:
+    """The tables' slot names, sorted; empty for triples, and for more than 100 names."""
+    found: set[str] = set()
+    for table in tables:
+        found.update(name for name, *_ in table.slots)
+        if table.is_triples or len(found) > _MAX_NAMES:
+            return ()
+    return tuple(sorted(found))
 
 
 class TextTask:

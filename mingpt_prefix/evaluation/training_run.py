@@ -101,7 +101,7 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
     same = {
         "base": model.name,
         "text_format": text_format_of(config.input_template),
-        "training": config.learning_settings(),
+        "training": _learning_settings(config),
     }
     if learned.low_rank is not None:
         info = LoraInfo(
@@ -121,6 +121,12 @@ def save_trained(trainer: Trainer, run: RunFolder | None, world: World = ALONE) 
             **same,
         )
         save_prefix(run.prefix_file, learned.prefix.kv, info)
+
+
+def _learning_settings(config: TrainConfig) -> dict:
+    """The settings that affect the learned weights: no folders, devices or files."""
+    skip = "model data device attention evals block_size grad_checkpoint init_prefix".split()
+    return {name: value for name, value in to_json(config).items() if name not in skip}
 
 
 def first_content(config: TrainConfig, began_with: dict[str, str]) -> dict:

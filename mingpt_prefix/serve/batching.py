@@ -5,9 +5,9 @@
     job.future.result()                    # as `generate_scored` gives them for this prompt alone
     batcher.close()
 
-The thread takes the oldest job, and with it those waiting that can go through the model in the same
-batch: of the same settings, each with a prefix of its own. What comes meanwhile is the next batch.
-The model is used by this thread alone.
+The thread takes the oldest job and those that can go through the model in the same batch: with the
+same settings, each with a prefix of its own. What arrives meanwhile forms the next batch. Only this
+thread uses the model.
 """
 
 import threading
@@ -31,7 +31,7 @@ OnToken = Callable[[int, float], None]
 
 
 class QueueFull(Exception):
-    """As many jobs are waiting as may."""
+    """No more jobs may wait."""
 
 
 class Stopped(Exception):
@@ -39,17 +39,16 @@ class Stopped(Exception):
 
 
 class _Abandoned(Exception):
-    """Nobody waits for any of the batch's jobs any more."""
+    """Nobody waits for any of the batch's jobs now."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A prompt, how it is decoded, and the result, which comes into `future`.
+    """A prompt, how it is decoded, and the result, which `future` receives.
 
     `prefix` is the one prefix that it sees (None: none), in the model's dtype; `prefix_from` is as
-    in `generate_scored`. `on_token` is called in the batcher's thread with each token, the end
-    token among them, and its log-probability; by beam search when that is over, with those of the
-    best beam.
+    in `generate_scored`. The batcher's thread calls `on_token` with each token, including the end
+    token, and its log-probability; after a beam search, with those of the best beam.
     """
 
     prompt: list[int]
@@ -62,14 +61,14 @@ class Job:
     abandoned: bool = False
 
     def abandon(self) -> None:
-        """Nobody waits for it: drop it, or let its batch go on without telling of it."""
+        """Nobody waits for it now: drop it, or let its batch go on without reporting its tokens."""
         self.abandoned = True
         self.future.cancel()
 
 
 @dataclass(eq=False)
 class FunctionJob:
-    """A function to be called in the batcher's thread; its result comes into `future`."""
+    """A function for the batcher's thread to call; `future` receives its result."""
 
     function: Callable[[], object]
     future: "Future[object]" = field(default_factory=Future)
@@ -82,7 +81,7 @@ class Batcher:
     """The queue of one model, and the thread that empties it.
 
     At most `most_waiting` jobs wait. At most `batch_size` sequences go through the model together,
-    a job's beams counted; a job of more goes alone.
+    counting each job's beams; a job with more goes by itself.
     """
 
     def __init__(
@@ -107,21 +106,21 @@ class Batcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are still taken and done."""
+        """Whether jobs are still accepted and done."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, job: Job | FunctionJob) -> Job | FunctionJob:
-        """Put `job` at the end of the queue, and give it back.
+        """Put `job` at the end of the queue, and return it.
 
         Raises:
-            QueueFull: when too many are waiting.
+            QueueFull: if too many are waiting.
             Stopped: after `close`.
         """
         with self._changed:
             if self._closed:
                 raise Stopped
             if len(self._waiting) >= self.most_waiting:
-                # Those that nobody waits for any more do not count.
+                # Jobs that nobody waits for do not count.
                 self._waiting = [j for j in self._waiting if not j.future.cancelled()]
             if len(self._waiting) >= self.most_waiting:
                 raise QueueFull
@@ -130,7 +129,7 @@ class Batcher:
         return job
 
     def close(self) -> None:
-        """End the thread after its present step; jobs that are not done get `Stopped`."""
+        """End the thread after its current step; jobs that are not done get `Stopped`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -144,7 +143,7 @@ class Batcher:
                 job.future.set_exception(Stopped())
 
     def _next(self) -> list[Job] | list[FunctionJob]:
-        """The next batch, waited for; nothing after `close`."""
+        """Wait for the next batch; nothing after `close`."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -223,32 +222,26 @@ def log_probabilities(
     prefix: PrefixKV | None,
     prefix_from: int | None,
 ) -> Tensor:
-    """(N, V): the log-probabilities of all tokens as each of N `tokens` came behind the prompt."""
+    """(N, V): the log-probabilities of all tokens at the place of each of N `tokens` behind the
+    prompt."""
     first = None if prefix_from is None else [prefix_from]
     (logits,) = model.logits([[*prompt, *tokens[:-1]]], prefix, None, first)
     return logits[len(prompt) - 1 :].log_softmax(-1)
 
 
 def _together(waiting: list[Job | FunctionJob], most: int) -> list[Job] | list[FunctionJob]:
-    """The first that waits, and those that can go with it: at most so many sequences.
+    """The first of those waiting, and others that can go with it: at most `most` sequences.
 
-    A prompt that is sampled twice with one seed in a batch would be given different samples, so
-    the second one waits.
+    A prompt that is sampled twice with one seed in a batch would get different samples, so the
+    second one waits.
     """
-    chosen: list[Job | FunctionJob] = []
-    settings, sampled = None, set()
+    first = waiting[0]
+    if isinstance(first, FunctionJob):
+        return [first]
+    chosen: dict[object, Job] = {}
     for job in waiting:
-        if isinstance(job, FunctionJob):
-            if not chosen:
-                return [job]
-            continue
-        own = (job.decoding, job.prefix_from is None)
-        drawn = (job.seed, *job.prompt) if job.decoding.samples else id(job)
-        if own == (settings or own) and drawn not in sampled:
-            settings = own
-            sampled.add(drawn)
-            chosen.append(job)
-        width = max(settings[0].beams, settings[0].num_return_sequences)
-        if (len(chosen) + 1) * width > most:
-            break
-    return chosen
+        is_alike = isinstance(job, Job) and job.decoding == first.decoding
+        if is_alike and (job.prefix_from is None) == (first.prefix_from is None):
+            chosen.setdefault((job.seed, *job.prompt) if job.decoding.samples else id(job), job)
+    width = max(first.decoding.beams, first.decoding.num_return_sequences)
+    return list(chosen.values())[: max(1, most // width)]

@@ -1,7 +1,7 @@
-"""The endpoints: from a request that has come to the answer, by the queue of the model asked.
+"""The endpoints: from a request to its answer, by way of the queue of the model it asks.
 
-Several requests are answered at a time, in one event loop; each model has a thread of its own
-(batching.py), and results come back from there. A client that goes away gives its place up.
+One event loop answers many requests at a time; each model has a thread of its own (batching.py),
+which gives the results. A client that goes away gives up its place.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from mingpt_prefix.evaluation.sample_config import SampleConfig
 from mingpt_prefix.generation.sampling import Scored
 from mingpt_prefix.serve.answers import FAILED, answer, as_line, line, test_tables, usual_slots
 from mingpt_prefix.serve.attention_heatmap import prefix_shares
-from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, QueueFull, Stopped
+from mingpt_prefix.serve.batching import Batcher, FunctionJob, Job, OnToken, QueueFull, Stopped
 from mingpt_prefix.serve.models import ServedModel
 from mingpt_prefix.serve.monitoring import Meters
 from mingpt_prefix.serve.requests import Limits, Query, Refusal, read_fields, read_query
@@ -35,9 +35,9 @@ class Told(NamedTuple):
 
 
 class Service:
-    """The queues of all models, and what answers by them. `close` ends their threads.
+    """The queues of all models, and the endpoints that use them. `close` ends their threads.
 
-    `watched` are prefixes on the first one's model, and may be set anew while it runs.
+    `watched` are prefixes on the first one's model; they may be replaced while it runs.
     """
 
     def __init__(self, models: Sequence[ServedModel], config: SampleConfig, limits: Limits) -> None:
@@ -59,7 +59,7 @@ class Service:
             batcher.close()
 
     async def about(self, _request: Request) -> Response:
-        """Which models there are, the slots each is used to, and the settings to begin with."""
+        """The models, each with the slots of a table to begin with, and the default settings."""
         models = [
             {"name": v.name, "kind": v.kind, "origin": v.pipeline.origin, "slots": usual_slots(v)}
             for v in self.models
@@ -74,12 +74,12 @@ class Service:
         return line({"voices": models, "defaults": defaults, "most_new_tokens": most})
 
     async def health(self, _request: Request) -> Response:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         is_well = all(batcher.is_alive for batcher in self.batchers.values())
         return line({"status": "ok" if is_well else "failing"}, 200 if is_well else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """All that is counted, as Prometheus reads it."""
+        """All metrics, as Prometheus reads them."""
         text = generate_latest(self.meters.registry)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -88,7 +88,7 @@ class Service:
         return line({"slots": random.choice(test_tables())})
 
     async def generate(self, request: Request) -> Response:
-        """Sentences for a table; as a stream, a line for each token and then one for the whole."""
+        """Sentences for a table; as a stream, a line for each token and then one for the answer."""
         deadline = self.deadline()
         query = await self._read(request)
         if query.tokens:
@@ -102,8 +102,8 @@ class Service:
         return line(answer(query, found))
 
     async def attention(self, request: Request) -> Response:
-        """(L, N): of N new tokens the share of attention that the prefix got as each was chosen,
-        the mean over a layer's heads."""
+        """(L, N): the share of attention that the prefix got as each of N new tokens was chosen,
+        as the mean over a layer's heads."""
         deadline = self.deadline()
         query = await self._read(request)
         pipeline, first = query.served.pipeline, len(query.prompt) - 1
@@ -127,7 +127,7 @@ class Service:
         return query
 
     def deadline(self) -> float:
-        """By when a request that comes now is to be answered, in the event loop's time."""
+        """When a request that arrives now must be answered, in the event loop's time."""
         return asyncio.get_running_loop().time() + self.limits.seconds
 
     async def fields(self, request: Request) -> dict:
@@ -146,19 +146,14 @@ class Service:
             raise Refusal(408, "the body did not arrive in time") from None
         return read_fields(bytes(body))
 
-    def job(self, query: Query, told: asyncio.Queue | None = None) -> Job:
-        loop = asyncio.get_running_loop()
-
-        def on_token(token: int, share: float) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, (token, share))
-
+    def job(self, query: Query, on_token: OnToken | None = None) -> Job:
         return Job(
             query.prompt,
             query.decoding,
             query.served.pipeline.prefix,
             query.prefix_from,
             query.seed,
-            None if told is None else on_token,
+            on_token,
         )
 
     def submit(self, served: ServedModel, job: Job | FunctionJob) -> Job | FunctionJob:
@@ -170,7 +165,7 @@ class Service:
             raise Refusal(503, "the server is stopping") from None
 
     async def result(self, job: Job | FunctionJob, request: Request, deadline: float) -> object:
-        """The job's result, unless time is up or the client goes away before."""
+        """The job's result, unless time runs out or the client goes away first."""
         answer, gone = asyncio.wrap_future(job.future), asyncio.ensure_future(_gone(request))
         left = deadline - asyncio.get_running_loop().time()
         try:
@@ -188,13 +183,15 @@ class Service:
             job.abandon()
 
     def stream(self, query: Query, deadline: float) -> AsyncIterator[Told | list[Scored]]:
-        """Each token as it is chosen, and last what the whole job gave.
+        """Each token as it is chosen, and at the end the whole job's result.
 
-        The job is in the queue at once, and is given up where nobody goes on iterating. Raises
-        Refusal, as `submit`; later when it is not done in time, or the server stops.
+        The job is queued at once, and given up if nobody goes on iterating. Raises Refusal like
+        `submit`; later if it is not done in time, or the server stops.
         """
         told: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
-        return self._told(query, self.submit(query.served, self.job(query, told)), told, deadline)
+        loop = asyncio.get_running_loop()
+        job = self.job(query, lambda *item: loop.call_soon_threadsafe(told.put_nowait, item))
+        return self._told(query, self.submit(query.served, job), told, deadline)
 
     async def _told(
         self, query: Query, job: Job, told: asyncio.Queue, deadline: float
@@ -222,7 +219,7 @@ class Service:
     async def _lines(
         self, query: Query, told: AsyncIterator[Told | list[Scored]]
     ) -> AsyncIterator[bytes]:
-        """A line for each token as it comes, and the answer as the last; or what went wrong."""
+        """A line for each token as it comes, and one for the answer, or for what went wrong."""
         try:
             async for item in told:
                 if isinstance(item, Told):

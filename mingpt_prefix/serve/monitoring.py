@@ -1,6 +1,7 @@
 """What operators see of the server: a line on stderr for each request, and Prometheus's metrics."""
 
 import logging
+import sys
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -9,6 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mingpt_prefix.errors import printable
 
 log = logging.getLogger("mingpt_prefix.serve")
+
+
+def log_to_stderr() -> None:
+    """Let `log` write to stderr, and nowhere else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
 
 
 class Meters:

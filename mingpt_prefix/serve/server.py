@@ -6,11 +6,11 @@
                      -> {"by": "prefix-tiny-1", "sentences": [{"text": "...", "score": -4.2}]}
                      with "stream": true a line for each token as it comes, then that line
     POST /attention  the same with "tokens": how much of their attention went to the prefix
-    POST /v1/completions, GET /v1/models   as OpenAI's clients know them, see completions.py
-    GET  /health, /metrics                 for what watches the server
+    POST /v1/completions, GET /v1/models   as OpenAI's clients expect them, see completions.py
+    GET  /health, /metrics                 for monitoring
 
-Answers are JSON on one line, but for the page, streams and metrics; what is refused has a status of
-4xx or 503 and {"error": "..."}. Importing this module raises ConfigError where the extra `serve` is
+Answers are JSON on one line, except the page, streams and metrics; a refused request gets a status
+of 4xx or 503 and {"error": "..."}. Importing this module raises ConfigError if the extra `serve` is
 not installed.
 """
 
@@ -19,7 +19,6 @@ import base64
 import contextlib
 import functools
 import hashlib
-import logging
 import re
 import signal
 import socket
@@ -48,7 +47,7 @@ try:
     from mingpt_prefix.serve.answers import FAILED, line
     from mingpt_prefix.serve.completions import Completions, error_of
     from mingpt_prefix.serve.endpoints import Service
-    from mingpt_prefix.serve.monitoring import Monitored, log
+    from mingpt_prefix.serve.monitoring import Monitored, log, log_to_stderr
     from mingpt_prefix.serve.watching import WatchedFolder
 except ImportError:
     needed = "serving needs starlette, uvicorn and prometheus-client: pip install -e '.[serve]'"
@@ -57,23 +56,23 @@ except ImportError:
 PAGE = Path(__file__).with_name("page.html")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOOK_EVERY = 1.0  # seconds between two looks into a watched folder
-_GRACE = 10  # seconds that answers which were begun may take after the server was told to stop
+_GRACE = 10  # seconds that answers in progress may still take when the server is told to stop
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def serve(config: SampleConfig) -> int:
-    """Answer requests until SIGINT or SIGTERM; what was begun is finished. Returns exit code 0.
+    """Answer requests until SIGINT or SIGTERM, then finish those begun. Returns exit code 0.
 
     Raises:
-        MingptPrefixError: as `open_models`, or where the address cannot be listened on.
+        MingptPrefixError: like `open_models`, or if it cannot listen on the address.
     """
-    _ = config.decoding  # a flag out of range is told before anything is loaded
+    _ = config.decoding  # refuses flags out of range before anything is loaded
     with _listen(config.host, config.port) as listening:
         models = open_models(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         where = f"http://{host}:{listening.getsockname()[1]}/"
-        _log_to_stderr()
+        log_to_stderr()
         server = _Server(
             uvicorn.Config(
                 make_app(models, config),
@@ -88,7 +87,7 @@ def serve(config: SampleConfig) -> int:
         # uvicorn stops at these signals, and then raises them again for the handlers before it.
         is_main = threading.current_thread() is threading.main_thread()  # it alone has signals
         numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        before = {number: signal.signal(number, _ignore) for number in numbers}
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
         served = server.config.app.state.service.models
         names = ", ".join(model.name for model in served)
@@ -102,7 +101,7 @@ def serve(config: SampleConfig) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Some time after it was told to stop, what still waits is refused."""
+    """Refuses what still waits some time after it was told to stop."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         async def refuse_the_rest() -> None:
@@ -112,17 +111,6 @@ class _Server(uvicorn.Server):
         closing = asyncio.create_task(refuse_the_rest())
         await super().shutdown(sockets)
         closing.cancel()
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    pass
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -139,17 +127,17 @@ def _listen(host: str, port: int) -> socket.socket:
 def make_app(
     models: Sequence[ServedModel], config: SampleConfig, limits: Limits | None = None
 ) -> Starlette:
-    """The application that answers by these models; its threads end when it is shut down.
+    """The application that answers with these models; its threads end when it is shut down.
 
     Raises:
-        ConfigError: if the folder to watch is none.
+        ConfigError: if the folder to watch does not exist.
     """
     watched = config.watch and WatchedFolder(config.watch, models, log.info)
     service = Service(models, config, limits or Limits())
     completions = Completions(service)
     if watched:
         service.watched = watched.scan()
-    # A page elsewhere could point a name of its own at this machine: let none but ours pass.
+    # A page elsewhere could point a name of its own at this machine: only ours are let through.
     hosts = {*LOOPBACK} if config.host in LOOPBACK else None
 
     def route(path: str, endpoint: Endpoint, method: str) -> Route:
@@ -198,7 +186,7 @@ def make_app(
 
 
 def _guarded(endpoint: Endpoint, hosts: set[str] | None) -> Endpoint:
-    """`endpoint` for requests to `hosts` (None: any), with what goes wrong as an answer."""
+    """`endpoint` for requests to `hosts` (None: any); errors become answers."""
 
     @functools.wraps(endpoint)
     async def answer(request: Request) -> Response:
@@ -233,7 +221,7 @@ def _host(request: Request) -> str | None:
 
 
 def _page_endpoint() -> Endpoint:
-    """The page, allowed to run its own script and to talk to this server, and nothing else."""
+    """The page, which may run its own script and talk to this server, and nothing else."""
     html = PAGE.read_text(encoding="utf-8")
 
     def digest(tag: str) -> str:

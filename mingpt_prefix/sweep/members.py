@@ -27,8 +27,8 @@ from mingpt_prefix.checkpoints.checkpoint import (
     load_newest,
     save_checkpoint,
 )
-from mingpt_prefix.checkpoints.resuming import config_from_json, restore, run_state
-from mingpt_prefix.checkpoints.run_folder import RunFolder, check_origin, read_run
+from mingpt_prefix.checkpoints.resuming import check_origin, config_from_json, restore, run_state
+from mingpt_prefix.checkpoints.run_folder import RunFolder, read_run
 from mingpt_prefix.config import TrainConfig
 from mingpt_prefix.evaluation.tasks import Score, Task, load_task
 from mingpt_prefix.evaluation.training_run import first_content, origin, save_trained

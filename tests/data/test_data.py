@@ -25,7 +25,7 @@ from mingpt_prefix.data.tables import Example, Table, format_table, linearize, p
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.errors import ConfigError, DataError, TableError
 from mingpt_prefix.model import GPT2
-from mingpt_prefix.step import check_positions
+from mingpt_prefix.trainer import check_positions
 
 ROWS = [(f"name[Place {i // 2}], eatType[pub]", f"Sentence {i}.") for i in range(200)]
 EXAMPLES = [Example(parse_table(mr), ref) for mr, ref in ROWS]

@@ -251,7 +251,6 @@ def test_a_template_spells_a_table() -> None:
     table = Table((("author", "Ann {title} Lee"), ("title", "Sea"), ("year", "1850")))
     assert linearize(table, TITLE) == " Sea, by Ann {title} Lee {Ann {title} Lee}"
     assert template_fields(TITLE) == ("title", "author")
-    assert target_text("A  book.", TITLE) == " A book."
     for lacking in (Table((("title", "Sea"),)), table_from_json([["a", "b", "c"]])):
         with pytest.raises(TableError, match="has no '(author|title)', which the template"):
             linearize(lacking, TITLE)
@@ -298,15 +297,13 @@ def test_what_a_template_may_hold() -> None:
 
 
 def test_target_text_is_one_line_after_one_space() -> None:
-    assert target_text(" The Mill \r\n is  a\tpub.\n", TEXT_FORMAT) == " The Mill is a pub."
+    assert target_text(" The Mill \r\n is  a\tpub.\n") == " The Mill is a pub."
 
 
 @pytest.mark.parametrize("text_format", ["bar-v2", "", "bar-v1 "])
 def test_unknown_text_format(text_format: str) -> None:
     with pytest.raises(ConfigError, match=TEXT_FORMAT):
         linearize(MILL, text_format)
-    with pytest.raises(ConfigError, match=TEXT_FORMAT):
-        target_text("The Mill is a pub.", text_format)
 
 
 def test_printable_cuts_and_escapes() -> None:
