@@ -15,7 +15,7 @@ from reports.bank import bank_table
 from reports.flags import flags_tables
 from reports.quality import ablation_table, methods_table, published_table, sentences_table
 from reports.render import table
-from reports.speed import decode_table, speed_table
+from reports.speed import decode_table, speed_table, sweep_table
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,6 +53,7 @@ def rendered(text: str, results: Path = ROOT / "bench" / "results") -> str:
             "attention": attention_table,
             "versions": registers_table,
             "shapes": speed_table,
+            "sweeps": sweep_table,
             "ablation": ablation_table,
             "calls": bank_table,
             "sentences": sentences_table,

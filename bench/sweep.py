@@ -19,6 +19,7 @@ import tyro
 from measure.e2e_lengths import examples
 from measure.record import Record
 from measure.timing import timed
+from reports.speed import sweep_table
 
 from mingpt_prefix.accel.environment import keep_freed_memory, peak_memory
 from mingpt_prefix.batch import Encoded
@@ -97,23 +98,12 @@ def measured(args: Args, own: Trainer, members: list[Trainer]) -> dict:
     }
 
 
-def table(record: dict) -> str:
-    lines = ["| model | members | a step (ms) | a round (ms) | tokens/s | times as fast | memory |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in record["rows"]:
-        ms = f"{1e3 * row['step_seconds']:.0f} | {1e3 * row['round_seconds']:.0f}"
-        memory = "–" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:,.0f} MB"
-        rate = f"{row['tokens_per_second']:,.0f} | {row['times_as_fast']:.2f}"
-        lines.append(f"| {row['model']} | {row['members']} | {ms} | {rate} | {memory} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     device = choose_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
-    record = Record("sweep.py", device, args.json, rows=[])
+    record = Record("sweep.py", device, args.json, sweeps=[])
     for name in args.model:
         with record.part(name):
             config = configure(args, name)
@@ -123,8 +113,8 @@ def main() -> None:
                     own = make_trainer(config, model, data, ())
                     configs = [replace(config, seed=seed) for seed in range(count)]
                     members = [member_trainer(each, model, data, ()) for each in configs]
-                    record["rows"].append(measured(args, own, members))
-    record.finish(table)
+                    record["sweeps"].append(measured(args, own, members))
+    record.finish(sweep_table)
 
 
 if __name__ == "__main__":

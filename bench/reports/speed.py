@@ -1,4 +1,4 @@
-"""Markdown of the records of bench/speed.py and bench/decode.py."""
+"""Markdown of the records of bench/speed.py, bench/decode.py and bench/sweep.py."""
 
 import statistics
 
@@ -104,3 +104,16 @@ def _agreement(check: dict) -> str:
     where = "" if first is None else f", the first that differs is token {first + 1} of a row"
     what = f"{check['model']}, beam {check['beams']}: ours and {check['against']}"
     return f"- {what} agree in {100 * check['equal_tokens']:.1f} % of the tokens{where}"
+
+
+def sweep_table(record: dict) -> str:
+    """A line per model and number of members."""
+    cells = []
+    for row in record["sweeps"]:
+        ms = [f"{1e3 * row[name]:,.0f}" for name in ("step_seconds", "round_seconds")]
+        speed = [f"{row['tokens_per_second']:,.0f}", f"{row['times_as_fast']:.2f}"]
+        memory = "–" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:,.0f}"
+        cells.append((row["model"], str(row["members"]), *ms, *speed, memory))
+    heads = ("model", "prefixes", "a step of one (ms)", "a step of all (ms)", "tokens/s")
+    heads += ("times as fast as one after the other", "peak memory (MB)")
+    return f"{table(heads, cells)}\n\n{ending(record)}"
