@@ -14,6 +14,7 @@ _METRICS = {
     "cider": ("CIDEr", 1, 2),
 }
 _HEADS = [heading for heading, _, _ in _METRICS.values()]
+_FAULTS = "omitted / invented / garbled / repeated (tables)"
 # Real E2E test set, OpenAI's weights: the poster (Turner, Ngo, Hu, Parihar), GPT-2 small; the
 # paper (Li & Liang), GPT-2 medium, in its first version on arXiv and as published at ACL 2021.
 _PUBLISHED = (
@@ -43,12 +44,12 @@ def methods_table(record: dict) -> str:
     heads = ["method", "learning rate", "seeds", *_HEADS]
     has_faults = any(row.get("faults") for row in rows)
     heads += ["slots wrong or missing (%)"] if has_slots else []
-    heads += ["tables right (%)", "lacking / invented / garbled / repeated"] if has_faults else []
-    heads += ["trained", "kept", "training (s)", "peak memory (MB)"]
+    heads += ["tables right (%)", _FAULTS] if has_faults else []
+    heads += ["trained parameters", "saved parameters", "training (s)", "peak memory (MB)"]
     lines = []
     for method, lr in dict.fromkeys((row["method"], row["lr"]) for row in rows):
         own = [row for row in rows if (row["method"], row["lr"]) == (method, lr)]
-        cells = [method, f"{lr:g}" if lr else "–", str(len(own))]
+        cells = [_method(method), f"{lr:g}" if lr else "–", str(len(own))]
         cells += _metric_cells(own)
         if has_slots:
             cells.append(_mean_and_spread([100 * row["slot_errors"] for row in own], 1))
@@ -62,8 +63,8 @@ def methods_table(record: dict) -> str:
             cells.append(_mean_and_spread(known, 0) if known else "–")
         lines.append(cells)
     together = max((row.get("trained_together", 1) for row in rows), default=1)
-    note = f"The prefixes of {together} seeds were trained in one run: its time is shared out among"
-    note = f"{note} them, its memory is that of all.\n\n" if together > 1 else ""
+    note = f"The prefixes of {together} seeds were trained in one run; training time is divided"
+    note = f"{note} among them, and peak memory is for the whole run.\n\n" if together > 1 else ""
     return f"{table(heads, lines)}\n\n{note}{_measured(record)}"
 
 
@@ -73,7 +74,7 @@ def ablation_table(record: dict) -> str:
     for group, setting in dict.fromkeys((row["group"], row["setting"]) for row in rows):
         own = [row for row in rows if (row["group"], row["setting"]) == (group, setting)]
         lines.append([group, setting, str(len(own)), *_metric_cells(own), f"{own[0]['kept']:,}"])
-    heads = ("what", "setting", "seeds", *_HEADS, "kept")
+    heads = ("what", "setting", "seeds", *_HEADS, "saved parameters")
     return f"{table(heads, lines)}\n\n{_measured(record)}"
 
 
@@ -81,13 +82,22 @@ def sentences_table(record: dict) -> str:
     """Markdown of a record of bench/sentences.py: each table, what is said of it and its faults."""
     lines = []
     for number, row in enumerate(record["sentences"], 1):
-        wrong = ", ".join(f"{kind}: {what}" for kind, what in row["faults"]) or "right"
+        wrong = ", ".join(f"{_fault(kind)}: {what}" for kind, what in row["faults"]) or "right"
         lines += [f"{number}. `{row['table']}`<br>{row['says']}<br>**{wrong}**"]
     right = sum(not row["faults"] for row in record["sentences"])
     count = f"{right} of these {len(lines)} are right."
     how = f"{record['split']} tables, beam {record['beams']}; {record['machine']}"
     lines += ["", f"{count} Measured {record['date']}: {how}; `{record['command']}`."]
     return "\n".join(lines)
+
+
+def _method(name: str) -> str:
+    """A method as tables name it: records count the examples in the frozen model's prompts."""
+    return name.replace(" 0 examples", " zero-shot").replace(" examples", "-shot")
+
+
+def _fault(kind: str) -> str:
+    return kind.replace("lacking", "omitted")
 
 
 def _metric_cells(rows: Sequence[dict]) -> list[str]:

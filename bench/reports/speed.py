@@ -61,7 +61,7 @@ def _notes(shape: dict, rows: list[dict]) -> list[str]:
         floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
         notes.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
     if (peers_too := shape.get("peers_keep_memory")) is not None:
-        rest = "the peers do too, by a flag" if peers_too else "the peers' scripts do not"
+        rest = "the peers do too, with a flag" if peers_too else "the peers' scripts do not"
         notes.append(f"- ours keep the memory they free (glibc's mallopt), and {rest}")
     for row in rows:
         if graphs := row.get("graphs"):

@@ -181,7 +181,7 @@ class Args:
     bank: tyro.conf.Positional[Path]
     """the bank's folder"""
     add: tuple[str, ...] = ()
-    """NAME=SOURCE: put a run's prefix, or a prefix file, into the bank under a name"""
+    """NAME=SOURCE: add a run's prefix, or a prefix file, to the bank with this name"""
 
 
 def named_sources(given: Sequence[str], flag: str) -> list[tuple[str, str]]:

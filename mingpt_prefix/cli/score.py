@@ -42,7 +42,10 @@ class OutputFlags:
 class ScoreConfig(OutputFlags, SampleConfig):
     """What is scored, and where that goes."""
 
-    DEFAULTS = {**SampleConfig.DEFAULTS, "out": "DATA-SPLIT in the run's folder, or in this one"}
+    DEFAULTS = {
+        **SampleConfig.DEFAULTS,
+        "out": "DATA-SPLIT in the run's folder, or in the current folder",
+    }
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix score") -> int:

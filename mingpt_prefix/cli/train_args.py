@@ -18,25 +18,25 @@ class DataFlags:
     """data"""
 
     mode: Mode | None = None
-    """what is trained: a prefix, LoRA, both, all weights, or all on plain text (pretrain)"""
+    """what to train: a prefix, LoRA, both, all weights, or all weights on plain text (pretrain)"""
     model: str | None = None
-    """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder as transformers saves a model, or the
-    id of a GPT-2 on the Hugging Face hub"""
+    """tiny, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder with a model in transformers format,
+    or the id of a GPT-2 on the Hugging Face hub"""
     data: tuple[str, ...] = ()
     """e2e, sample, files (.csv, .tsv, .jsonl, .json, .xml, or .txt with table||sentence lines) or
-    folders; for pretrain .txt and .txt.xz files, documents separated by a line <|endoftext|>"""
+    folders; for pretrain, .txt and .txt.xz files, with a line <|endoftext|> between documents"""
     input_template: str | None = None
-    """what the model is given for a table, such as "{title} by {author}"; saved with the prefix"""
+    """the model's input for a table, such as "{title} by {author}"; saved with the prefix"""
     text_field: str | None = None
-    """the column or field of your own files that holds the sentences"""
+    """the column or field of your own files that contains the target sentences"""
     limit_examples: int | None = None
-    """train on only this many examples, drawn by the seed; 0: on all"""
+    """train on only this many examples, chosen at random with --seed; 0: on all"""
     block_size: int | None = None
-    """tokens in a window of pretraining"""
+    """tokens per window in pretraining"""
     config: Annotated[Path | None, File] = None
-    """repeat the run whose run.json this is; other flags change its settings"""
+    """repeat the run that saved this run.json; other flags override its settings"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """continue the run in this folder, exactly where it was saved"""
+    """continue the run in this folder from its last checkpoint"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """the run's folder"""
 
@@ -48,22 +48,24 @@ class PrefixFlags:
     prefix_length: int | None = None
     """rows in front of every layer's keys and values"""
     reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """train the rows through an embedding and an MLP, as the paper does"""
+    """train an embedding and an MLP that compute the rows, as in the paper"""
     no_reparam: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """train the rows directly"""
     placement: Placement | None = None
-    """prefix: the table and the sentence see the rows; infix: only the sentence does"""
+    """prefix: the table and the sentence attend to the rows; infix: only the sentence does"""
     depth: Depth | None = None
-    """all: rows for every layer are learned; embedding: only virtual tokens, whose rows the model
-    computes"""
+    """all: learn rows for every layer; embedding: learn only virtual tokens, from which the model
+    computes the rows"""
     init_text: str | None = None
-    """words whose keys and values the rows start from; their number is the length"""
+    """words whose keys and values initialize the rows; without --prefix-length, the prefix length
+    is their number of tokens"""
     init: Init | None = None
-    """what rows start from: noise, or the keys and values of training examples"""
+    """how to initialize the rows: noise, or the keys and values of training examples"""
     init_prefix: Annotated[str | None, File] = None
-    """a prefix file of this model to train on from; its length, placement and template are kept"""
+    """continue training from this prefix file, which must be for the same model; its length,
+    placement and template stay the same"""
     prefix_dropout: float | None = None
-    """share of the rows' numbers that is dropped in training"""
+    """dropout probability on the prefix"""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,17 @@ class LoraFlags:
     """LoRA"""
 
     lora_rank: int | None = None
-    """the inner size of LoRA's two matrices"""
+    """rank of the LoRA matrices"""
     lora_alpha: float | None = None
-    """LoRA's output is scaled by this, divided by the rank"""
+    """LoRA's output is multiplied by this value divided by the rank"""
     lora_targets: Annotated[
         tuple[Target, ...] | None, tyro.conf.arg(metavar="WEIGHT [WEIGHT ...]")
     ] = None
-    """which weights of every block LoRA changes: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"""
+    """weights of each block that LoRA changes: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"""
     lora_dropout: float | None = None
-    """share of LoRA's inputs that is dropped in training"""
+    """dropout probability on LoRA's inputs"""
     lora_lr: float | None = None
-    """LoRA's own learning rate in prefix+lora; --lr is the prefix's"""
+    """learning rate of LoRA with prefix+lora; --lr is that of the prefix"""
 
 
 @dataclass(frozen=True)
@@ -89,31 +91,32 @@ class OptimisationFlags:
     """optimisation"""
 
     lr: Annotated[float | None, tyro.conf.arg(aliases=("--learning-rate",))] = None
-    """the highest learning rate; it falls linearly to 0"""
+    """peak learning rate (linear decay to 0)"""
     epochs: float | None = None
     """passes over the training examples"""
     max_steps: int | None = None
-    """stop after this many steps; 0: after --epochs"""
+    """stop after this many steps; 0: stop after --epochs"""
     batch_size: int | None = None
-    """examples in one step of the optimizer"""
+    """examples per optimizer step"""
     micro_batch_size: int | None = None
-    """examples that go through the model at once; gradients are accumulated over --batch-size"""
+    """examples per forward and backward pass; gradients are accumulated up to --batch-size"""
     optimizer: Optimizer | None = None
-    """muon trains the blocks' matrices, or with --no-reparam the rows; AdamW trains the rest"""
+    """muon uses Muon for the blocks' matrices (with --no-reparam: the rows) and AdamW for the
+    rest"""
     dropout: float | None = None
-    """dropout of embeddings and residuals when the model itself is trained"""
+    """dropout on embeddings and residuals, when the model itself is trained"""
     weight_decay: float | None = None
-    """AdamW's and Muon's weight decay"""
+    """weight decay of AdamW and Muon"""
     warmup: float | None = None
-    """share of all steps in which the learning rate rises"""
+    """fraction of steps used for linear warmup"""
     evals: int | None = None
-    """how often the dev loss is measured, evenly spaced over the run"""
+    """number of dev evaluations, evenly spaced"""
     seed: int | None = None
-    """for the order of examples, dropout and fresh weights"""
+    """random seed for the order of examples, dropout and initial weights"""
     sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE...")] = ()
     """train a prefix for each combination of these settings, all in one run"""
     sweep_width: int | None = None
-    """members of a sweep that are trained at once"""
+    """number of prefixes in a sweep that are trained at once"""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,19 @@ class MachineFlags:
     """machine"""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to compute; auto is the GPU if there is one"""
+    """auto uses the GPU if there is one"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """the number format; auto is bf16 on a GPU, fp32 on the CPU"""
+    """the data type; auto is bf16 on a GPU, fp32 on the CPU"""
     attention: Literal["auto", "triton", "reference"] = "auto"
-    """what computes attention: the Triton kernels, or plain PyTorch (reference, and auto)"""
+    """the attention implementation: the Triton kernels, or plain PyTorch (reference, and auto)"""
     graphs: bool = True
-    """take whole steps as CUDA graphs if possible: on a GPU, with the Triton kernels"""
+    """run whole steps as CUDA graphs if possible: on a GPU, with the Triton kernels"""
     grad_checkpoint: bool = False
     """recompute activations in the backward pass: less memory, about a quarter more time"""
     shard: bool = False
-    """under torchrun: each process holds a part of the model, for finetune and pretrain"""
+    """with torchrun: split the model across the processes (finetune and pretrain only)"""
     log: Literal["tensorboard"] | None = None
-    """also write the log to tensorboard/ in the run's folder; a resumed run continues it"""
+    """also write the log to tensorboard/ in the run's folder; a resumed run appends to it"""
 
 
 def _by_recipe() -> dict[str, str]:
@@ -158,13 +161,13 @@ def _by_recipe() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainArgs(DataFlags, PrefixFlags, LoraFlags, OptimisationFlags, MachineFlags):
-    """Flags of train.py; those not given come from the recipe of the mode and model."""
+    """Flags of train.py; the recipe of the mode and model sets those that are not given."""
 
     DEFAULTS: ClassVar[Mapping[str, str]] = {
         **_by_recipe(),
         "no_reparam": "",
         "mode": "prefix",
-        "model": "gpt2 if there is a GPU and its weights are at hand, else tiny",
+        "model": "gpt2 if there is a GPU and its weights are available, else tiny",
         "data": "e2e, or sample for tiny",
         "text_field": "text",
         "sweep_width": "as many as memory allows",

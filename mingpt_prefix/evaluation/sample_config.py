@@ -23,12 +23,12 @@ class TableFlags:
     """tables"""
 
     table: str | None = None
-    """one table: "name[The Mill], eatType[pub]", or as JSON: {"name": "The Mill"}, or triples"""
+    """one table: "name[The Mill], eatType[pub]", JSON such as {"name": "The Mill"}, or triples"""
     input: Annotated[str | None, _FILE] = None
-    """a file of tables, one per line, or CSV with a column mr; - reads them from stdin"""
+    """a file of tables, one per line, or a CSV file with a column mr; - reads stdin"""
     scores: bool = False
-    """begin each line with the sentence's score and a tab: its log-probability; with beams, divided
-    as --length-penalty says"""
+    """begin each line with the sentence's score and a tab; the score is the log-probability,
+    with beam search divided as --length-penalty describes"""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class DataFlags:
     """data"""
 
     data: str | None = None
-    """take tables from e2e, sample, a folder or a file, in any format that train reads; a single
-    file is used whole"""
+    """read tables from e2e, sample, a folder or a file, in any format that train reads. Rows with
+    the same table are grouped: one sentence per distinct table. A single file is used as a whole"""
     split: Split | None = None
-    """which part of --data; test-known: the sample's second test set, with names made of words
-    from training"""
+    """the split of --data to use; test-known is the sample's second test set, with names made of
+    words from training"""
     text_field: str | None = None
-    """the column or field of your own files that holds the sentences"""
+    """the column or field of your own files that contains the reference sentences"""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class WriterFlags:
     prefix: Annotated[Path | None, _FILE] = None
     """a prefix file, instead of a run"""
     lora: Annotated[Path | None, _FILE] = None
-    """a LoRA file, instead of a run; with --prefix: one that was trained together with it"""
+    """a LoRA file, instead of a run; with --prefix, the one that was trained together with it"""
     model: str | None = None
-    """the model a prefix or LoRA was trained on; needed if that is a folder or a hub id"""
+    """the model that the prefix or LoRA was trained on; needed if it is a folder or a hub id"""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class BankFlags:
     """bank"""
 
     bank: Annotated[Path | None, _FOLDER] = None
-    """a folder of prefixes, instead of one: a prompt calls one by <|prefix:NAME|>, or the model
-    chooses"""
+    """a folder of prefixes, instead of a single one: a prompt selects one with <|prefix:NAME|>, or
+    the model chooses"""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """with --bank: "<|prefix:films|> title[The River]", or plain text for the model to continue;
-    may be given several times"""
+    can be repeated"""
     prompts: Annotated[str | None, _FILE] = None
-    """with --bank: a file of prompts, one per line; - reads them from stdin"""
+    """with --bank: a file of prompts, one per line; - reads stdin"""
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,22 @@ class DecodingFlags:
     temperature: float | None = None
     """sample from the model's distribution at this temperature; 0 is greedy"""
     top_k: int | None = None
-    """sample from only this many of the most likely tokens"""
+    """sample only from this many of the most likely tokens"""
     top_p: float | None = None
-    """sample from the most likely tokens that together have this probability"""
+    """sample only from the most likely tokens that together have this probability"""
     seed: int = 0
-    """for sampling"""
+    """random seed for sampling"""
     max_new_tokens: int = Decoding.max_new_tokens
-    """at most this many tokens per sentence"""
+    """maximum number of tokens per sentence"""
     min_new_tokens: int = Decoding.min_new_tokens
-    """at least this many tokens per sentence"""
+    """minimum number of tokens per sentence"""
     length_penalty: float = Decoding.length_penalty
-    """beam search: a sentence's log-probability is divided by its length to this power"""
+    """in beam search, divide a sentence's log-probability by its length to this power"""
     no_repeat_ngram_size: int = Decoding.no_repeat_ngram_size
-    """no sequence of this many tokens appears twice, counting the table's text; 0: no limit"""
+    """never repeat a sequence of this many tokens, the table's text included; 0: no limit"""
     num_return_sequences: int = Decoding.num_return_sequences
-    """sentences per table, a line each: the best beams, best first, or samples; a bad table gets as
-    many empty lines"""
+    """sentences per table, one per line: the best beams, best first, or samples; for an invalid
+    table, as many empty lines"""
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,16 @@ class ServerFlags:
     """server"""
 
     beside: Annotated[tuple[Path, ...], arg(metavar="PATH [PATH ...]")] = ()
-    """further runs, prefix files and LoRA files to choose from"""
+    """more runs, prefix files and LoRA files to serve"""
     watch: Annotated[Path | None, _FOLDER] = None
-    """a folder: its prefix files, and those of runs in it, are served, and read again when they
-    change"""
+    """also serve the prefix files in this folder and those of the runs in it, and reload them when
+    they change"""
     cors: Annotated[tuple[str, ...], arg(metavar="ORIGIN [ORIGIN ...]")] = ()
-    """web origins whose pages may send requests, such as https://example.org; * is any"""
+    """web origins whose pages may send requests, such as https://example.org; * allows any"""
     host: str = "127.0.0.1"
-    """the address to listen on; the default can be reached from this machine only"""
+    """the address to listen on; only this machine can reach the default"""
     port: int = 8000
-    """the port to listen on; 0 is any that is free"""
+    """the port to listen on; 0 picks a free one"""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class MachineFlags:
     dtype: str = "auto"
     """auto, fp32, bf16, fp16 or fp64"""
     attention: str = "auto"
-    """triton, or reference (plain PyTorch), which auto means too"""
+    """triton, or reference (plain PyTorch); auto is reference"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class SampleConfig(
     DEFAULTS: ClassVar[Mapping[str, str]] = {
         "split": "test",
         "text_field": "text",
-        "run": "the newest finished one under runs/, else the embedded model's prefix",
+        "run": "the newest finished run in runs/, else the embedded model's prefix",
         "beams": f"{BEAMS}, or 1 with --temperature, --top-k or --top-p",
     }
 

@@ -60,12 +60,12 @@ class Args:
     to: Literal["peft", "past-key-values"] | None = None
     """a folder that PEFT loads, or a prefix's keys and values for transformers"""
     from_: Annotated[Literal["peft"] | None, arg(name="from")] = None
-    """read what PEFT trained"""
+    """import an adapter that PEFT trained"""
     model: str | None = None
-    """the model it was trained on; needed with --from unless the adapter names one of OpenAI's, and
-    with --to peft if that model is a folder and the source a file"""
+    """the model it was trained on; needed with --from unless the adapter names one of OpenAI's
+    models, and with --to peft if that model is a folder and the source is a file"""
     input_template: str | None = None
-    """what the model was given for a table, such as "{title} by {author}"; with --from"""
+    """with --from: the model's input for a table ("{title} by {author}", for example)"""
 
 
 def learned_file(source: Path) -> Path:

@@ -42,7 +42,7 @@ INNS = "mr,ref\n" + "".join(f"name[Inn {n}],Inn {n} is an inn.\n" for n in range
 BOOKS = "title,author,blurb\n" + "".join(f"River {n},Ann {n},By Ann {n}.\n" for n in range(20))
 FILMS = [{"table": {"title": f"River {n}"}, "text": f"River {n} is a film."} for n in range(20)]
 # The reader's own files, as the pages call them.
-FILES = dict.fromkeys(("mine.csv", "a.csv", "b.csv", "c.csv"), INNS.encode()) | {
+FILES = dict.fromkeys(("a.csv", "b.csv", "c.csv"), INNS.encode()) | {
     "books.csv": BOOKS.encode(),
     "films.jsonl": "\n".join(map(json.dumps, FILMS)).encode(),
     "tables.txt": b"name[The Mill]\nname[The Blue Door], eatType[pub]\n",
