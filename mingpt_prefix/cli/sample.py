@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mingpt_prefix.cli.terminal import complain, parse, run_script
 from mingpt_prefix.data.datasets import load_references
-from mingpt_prefix.data.readers import Columns
 from mingpt_prefix.data.spellings import iter_tables
 from mingpt_prefix.data.tables import Table, unseen_slots
 from mingpt_prefix.errors import ConfigError, DataError, TableError, printable, shown
@@ -127,8 +126,7 @@ def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> lis
 def open_items(config: SampleConfig) -> Iterator[Iterator[tuple[int, Any]]]:
     """(number, a table, a prompt or a TableError) of each that is to be written for."""
     if config.data is not None:
-        columns = Columns(text=config.text_field or "")
-        groups = load_references(config.data, config.split or "test", columns)
+        groups = load_references(config.data, config.split or "test", config.columns)
         yield iter(enumerate((table for table, _ in groups), 1))
         return
     with open_lines(config) as lines:

@@ -161,6 +161,7 @@ def test_a_trained_run_is_scored_and_its_split_decoded(
     of = ["--data", str(small_data), "--beams", "2"]
     assert program.main(["score", *by, *of]) == 0
     said = capsys.readouterr()
+    assert "a file this run was trained on; --split dev scores the rows held out" in said.err
     folder = Path("run") / f"{small_data.stem}-test"
     found = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert found["tables"] == 40 and found["decoding"]["beams"] == 2
@@ -172,6 +173,29 @@ def test_a_trained_run_is_scored_and_its_split_decoded(
     assert again == {name: found["scores"][name] for name in ("bleu", "nist")}
     assert program.main(["sample", *by, *of]) == 0
     assert capsys.readouterr().out == (folder / "outputs.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def books(tmp_path, small_model, monkeypatch, capsys) -> list[str]:
+    """The flags that name a run on columns of its own, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"Book {n},{1900 + n},Book {n} is a book." for n in range(8)]
+    Path("books.csv").write_text("\n".join(["title,year,blurb", *rows]), encoding="utf-8")
+    flags = f"train --model {small_model} --data books.csv --text-field blurb --max-steps 1"
+    flags += " --input-template {title} --prefix-length 2 --evals 1 --device cpu --out run"
+    assert program.main(flags.split()) == 0
+    capsys.readouterr()
+    return ["--run", "run", "--model", str(small_model), "--max-new-tokens", "3", "--beams", "1"]
+
+
+def test_rows_are_read_as_in_training(books: list[str], capsys) -> None:
+    Path("more.csv").write_text("title,year,blurb\nEmma,,It is a book.\n", encoding="utf-8")
+    assert program.main(["score", *books, "--data", "more.csv"]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    references = Path("run/more-test/references.txt")
+    assert references.read_text(encoding="utf-8") == "It is a book.\n"
+    assert program.main(["score", *books, "--data", "more.csv", "--text-field", "year"]) == 2
+    assert "line 2: the text is empty" in capsys.readouterr().err
 
 
 def test_what_score_and_sample_refuse(capsys) -> None:
