@@ -40,8 +40,8 @@ def test_the_command_lists_its_programs_and_tells_its_version(capsys) -> None:
     said = told(capsys)
     assert all(f"• {name} " in said for name in program.PROGRAMS)
     assert told(capsys, "--version") == f"mingpt-prefix {__version__}\n"
-    assert program.main(["trian"]) == 2
-    assert "trian" in capsys.readouterr().err
+    assert program.main(["sing"]) == 2
+    assert "unknown command 'sing'; there are train, sample, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", program.PROGRAMS)
@@ -89,6 +89,9 @@ except SystemExit:
         ("train --lora-r 8 --outt x", "--lora-rank and --out"),
         ("sample --num-beams 5 --table x", "--beams"),
         ("serve --prot 80", "--port"),
+        ("train --text-column x", "--text-field"),
+        ("train prefix", "--mode prefix"),
+        ("smaple", "sample"),
     ],
 )
 def test_a_flag_that_may_be_meant_is_named(command: str, meant: str, capsys) -> None:

@@ -143,6 +143,9 @@ def test_flags_of_another_mode(flags, what: str, place, capsys) -> None:
         (("--mode", "sing"), "invalid choice 'sing' for argument '--mode'."),
         (("--optimizer", "sgd"), "invalid choice 'sgd' for argument '--optimizer'."),
         (("--frobnicate",), "unknown arguments: --frobnicate"),
+        (("--resume",), "--resume: a value is missing"),
+        (("--learning-rate", "abc"), "--lr: 'abc' is not a number"),
+        (("--seed", "1.5"), "--seed: '1.5' is not a whole number"),
         (
             ("--learning-rate", "-1", "--model", "model", "--data", "small.csv"),
             "lr must be positive",
