@@ -45,9 +45,9 @@ def run(argv: Sequence[str] | None, prog: str) -> int:
         flags = "--table, --input, --data, --prompt and --prompts"
         raise ConfigError(f"one of {flags} is needed, and only one")
     if config.bank is None and (config.prompt or config.prompts is not None):
-        raise ConfigError("--prompt and --prompts go with --bank")
+        raise ConfigError("--prompt and --prompts need --bank")
     if config.data is None and (config.split or config.text_field):
-        raise ConfigError("--split and --text-field go with --data")
+        raise ConfigError("--split and --text-field need --data")
     with open_items(config) as items:
         return write_all(config, items)
 
@@ -106,7 +106,7 @@ def warn_of_slots(tables: list[Table], writer: "Pipeline", warned: set[str]) -> 
             warned.update(new)
             saw = printable(", ".join(writer.slots), 200)
             names = printable(", ".join(new), 200)
-            complain(f"training never saw the slot {names}; it saw {saw}")
+            complain(f"warning: slots missing from the training data: {names} (it has {saw})")
 
 
 def iter_prompts(lines: Iterator[str]) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,7 @@ import tyro
 
 from mingpt_prefix import errors
 from mingpt_prefix.cli.flags import as_tyro_shows, ungrouped, unknown
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, command, shown
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, command, printable, shown
 
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
@@ -84,7 +84,9 @@ def _in_short(text: str) -> str:
     if (found := _NO_VALUE.fullmatch(text)) is not None:
         return f"{found[1]}: a value is missing"
     if (found := _NO_NUMBER.fullmatch(text)) is not None:
-        return f"{found[1]}: '{found[3]}' is not a {'whole ' * (found[2] == 'int()')}number"
+        return (
+            f"{found[1]}: '{printable(found[3])}' is not a {'whole ' * (found[2] == 'int()')}number"
+        )
     return _REQUIRED.sub(lambda found: f"missing: {found[1].replace(' (required)', ' and')}.", text)
 
 

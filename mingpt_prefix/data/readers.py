@@ -110,13 +110,16 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
             return checked_example(tables[row[mr]], row[ref])
 
         return read_usual
+    found = f"the columns are {printable(', '.join(header), 100)}"
     if not columns:
-        what = "the first line must name the columns mr and ref once"
-        raise DataError(f"{what}; --text-field and --input-template name others")
-    for needed in (columns.text or "text", *(columns.inputs or filter(None, header))):
+        how = "name the one with the sentences by --text-field"
+        raise DataError(f"no columns 'mr' and 'ref', once each; {found}; {how}")
+    text = columns.text or "text"
+    for needed in (text, *(columns.inputs or filter(None, header))):
         if header.count(needed) != 1:
-            found = printable(", ".join(header), 100)
-            raise DataError(f"'{printable(needed)}' must be one of the columns, once: {found}")
+            how_many = "several columns" if needed in header else "no column"
+            flag = "--text-field" if needed == text else "--input-template"
+            raise DataError(f"{how_many} '{printable(needed)}' ({flag}); {found}")
 
     def read_own(row: list[str]) -> Example:
         # A column without a name may stand there, but hold nothing.
@@ -198,8 +201,9 @@ def _examples_from_json(obj: object, columns: Columns, left_out: Counter[str]) -
         return [_example_from_fields(obj, columns)]
     text_field = columns.text or "text"
     if not isinstance(obj, dict) or "table" not in obj or text_field not in obj:
-        shown = printable(text_field)
-        raise DataError(f'an object {{"table": {{...}}, "{shown}": "..."}} is expected')
+        form = f'{{"table": {{...}}, "{printable(text_field)}": "..."}}'
+        hint = "" if columns else "; for flat objects give --text-field"
+        raise DataError(f"an object {form} is expected{hint}")
     table = _with_inputs(table_from_json(obj["table"]), columns)
     return [checked_example(table, _text(obj, text_field))]
 

@@ -329,7 +329,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(call, said: str) -> None:
 
 def test_a_prompt_needs_a_bank_and_a_bank_its_model(sample, folder, capsys) -> None:
     for flags, said in (
-        (["--prompt", "a"], "go with --bank"),
+        (["--prompt", "a"], "need --bank"),
         (["--bank", "prefixes", "--prompt", "a"], "name that with --model"),
         (["--bank", "nowhere", "--prompt", "a"], "nowhere: no such folder"),
     ):

@@ -205,7 +205,7 @@ def test_what_score_and_sample_refuse(capsys) -> None:
     for flags, what in (
         (("score",), "--data is needed"),
         (("score", "--data", "sample", "--beams", "0"), "beams must be positive"),
-        (("sample", "--table", "a[b]", "--split", "dev"), "--split and --text-field go with"),
+        (("sample", "--table", "a[b]", "--split", "dev"), "--split and --text-field need --data"),
         (("sample", "--table", "a[b]", "--data", "e2e"), "and only one"),
     ):
         assert program.main(flags) == 2

@@ -318,7 +318,7 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--temperature", "nan"), "temperature must not be negative"),
         (("--table", TABLE, "--top-k", "-1"), "top-k must be positive"),
         (("--table", TABLE, "--top-p", "2"), "top-p must lie in (0, 1]"),
-        (("--table", TABLE, "--beams", "2", "--top-k", "3"), "beams above 1 exclude"),
+        (("--table", TABLE, "--beams", "2", "--top-k", "3"), "top-p need beams 1"),
         (
             ("--table", TABLE, "--beams", "1", "--num-return-sequences", "2"),
             "needs as many beams, or sampling",

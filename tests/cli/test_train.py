@@ -238,7 +238,7 @@ def test_printed_commands_can_be_pasted(
     [
         (["--model", "gpt3"], "unknown model 'gpt3'; known: tiny, gpt2, "),
         (["--model", "no/such/folder"], "unknown model"),
-        (["--data", "no.csv"], "no such file"),
+        (["--data", "no.csv"], "no such file or folder (e2e and sample need none)"),
         (["--lr", "0"], "lr must be positive"),
         (["--lr", "nan"], "lr must be positive"),
         (["--lr", "inf"], "lr must be finite"),
@@ -270,7 +270,10 @@ def test_bad_flags(argv: list[str], what: str, flags, capsys, tmp_path: Path) ->
     ("content", "what"),
     [
         (b"", "no examples"),
-        (b"table,text\nname[A],A.\n", "columns mr and ref"),
+        (
+            b"table,text\nname[A],A.\n",
+            "the columns are table, text; name the one with the sentences by --text-field",
+        ),
         (b"mr,ref\nname[,A.\n", "line 2"),
         (b"mr,ref\nname[A],caf\xe9\n", "not UTF-8"),
     ],

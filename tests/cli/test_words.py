@@ -158,7 +158,7 @@ def test_flags_that_cannot_be(flags, what: str, place, capsys) -> None:
 
 
 def unseen(lines: list[str]) -> list[str]:
-    start = "sample.py: training never saw the slot "
+    start = "sample.py: warning: slots missing from the training data: "
     return [line.removeprefix(start) for line in lines if line.startswith(start)]
 
 
@@ -184,14 +184,14 @@ def test_slots_that_training_never_saw(flags, place, sample, capsys) -> None:
     for lines, expected in ((seen, []), (seen + other, ["eat_type, Name, area, price"])):
         (place / "tables.txt").write_text("\n".join(lines))
         said = unseen(told(sample, capsys, *flags, code=0))
-        assert said == [f"{names}; it saw eatType, name" for names in expected]
+        assert said == [f"{names} (it has eatType, name)" for names in expected]
 
 
 def test_the_shipped_prefix_knows_its_slots(sample, capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ("--beams", "1", "--max-new-tokens", "2", "--device", "cpu")
     said = unseen(told(sample, capsys, "--table", "name[A], eat_type[pub]", *flags, code=0))
-    assert len(said) == 1 and said[0].startswith("eat_type; it saw area, customer rating, eatType")
+    assert len(said) == 1 and said[0].startswith("eat_type (it has area, customer rating, eatType")
 
 
 def test_slots_without_number_are_not_warned_of(place, sample, capsys, tmp_path: Path) -> None:

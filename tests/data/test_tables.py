@@ -63,8 +63,6 @@ def test_any_slot_names_and_values(text: str, slots: tuple[tuple[str, str], ...]
 @pytest.mark.parametrize(
     ("text", "position", "what"),
     [
-        ("", 0, "empty"),
-        (" \n\t ", 0, "empty"),
         ("name", 4, "'[' is missing"),
         ("name, food[Thai]", 4, "'[' is missing"),
         ("name]", 4, "'[' is missing"),
