@@ -150,6 +150,8 @@ def read_run(folder: Path) -> dict:
         CheckpointError: naming the folder, if the file is missing or damaged.
     """
     path = Path(folder) / RUN_FILE
+    if not Path(folder).exists():
+        raise CheckpointError(f"{shown(folder)}: no such run")
     if not path.is_file() and (other := instead_of("run", Path(folder))):
         raise CheckpointError(f"{shown(folder)}: {other}")
     return read_run_file(path)

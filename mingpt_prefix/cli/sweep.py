@@ -13,6 +13,7 @@ from pathlib import Path
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
+from mingpt_prefix.checkpoints.file_kinds import SWEEP_FILE
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import config_from_json
 from mingpt_prefix.checkpoints.run_folder import RUNS, RunFolder, next_folder, read_run
@@ -44,8 +45,6 @@ from mingpt_prefix.sweep.members import (
     train_members,
 )
 from mingpt_prefix.sweep.width import rough_size, width_by_memory
-
-SWEEP_FILE = "sweep.json"
 
 
 @dataclass

@@ -329,7 +329,7 @@ def test_bad_tables(call, table: str, what: str) -> None:
         (("--table", TABLE, "--model", "model", "--device", "abacus"), "device 'abacus'"),
         (("--table", TABLE, "--model", "model", "--dtype", "fp7"), "unknown dtype 'fp7'"),
         (("--table", TABLE, "--model", "model", "--attention", "x"), "unknown attention 'x'"),
-        (("--table", TABLE, "--run", "absent"), "absent/run.json: no such file"),
+        (("--table", TABLE, "--run", "absent"), "absent: no such run"),
         (("--table", TABLE, "--prefix", "absent"), "absent: "),
         (("--table", TABLE, "--prefix", "model"), "model: "),
         (

@@ -29,6 +29,8 @@ def made(tmp_path_factory, small_model: Path, small_data: Path) -> Path:
         assert train.main([*flags, "--mode", mode, "--out", str(folder / name)]) == 0
     assert train.main([*flags, "--mode", "finetune", "--out", str(folder / "tuned")]) == 0
     model = load_model(folder / "model", "cpu")
+    shutil.copytree(folder / "prefix", folder / "sweep" / "seed=0")
+    (folder / "sweep" / "sweep.json").touch()
     call = Call(torch.zeros(32), torch.zeros(0, 32))
     save_calls(folder / "calls.safetensors", model, {"a": call}, {})
     return folder
@@ -52,19 +54,23 @@ CHECKPOINT = "prefix/checkpoint/step-00000002.safetensors"
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--run", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix"),
-        (("--prefix", CHECKPOINT), "a checkpoint: --resume takes its run's folder"),
-        (("--prefix", "lora/lora.safetensors"), "LoRA: sample.py takes it by --lora"),
-        (("--prefix", "prefix"), "a run's folder: --run and --resume take it"),
-        (("--prefix", "model/model.safetensors"), "a model's weights: --model takes their folder"),
-        (("--prefix", "calls.safetensors"), "the calls of a bank: --bank takes their folder"),
-        (("--lora", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix"),
-        (("--lora", "model"), "a model's folder: --model takes it"),
-        (("--run", "tuned/model"), "a model's folder: --model takes it"),
+        (("--run", "prefix/prefix.safetensors"), "a prefix; give it to sample's --prefix"),
+        (("--prefix", CHECKPOINT), "a checkpoint; give its run's folder to --resume"),
+        (("--prefix", "lora/lora.safetensors"), "LoRA; give it to sample's --lora"),
+        (("--prefix", "prefix"), "a run's folder; give it to --run"),
+        (
+            ("--prefix", "model/model.safetensors"),
+            "a model's weights; give their folder to --model",
+        ),
+        (("--prefix", "calls.safetensors"), "the calls of a bank; give their folder to --bank"),
+        (("--lora", "prefix/prefix.safetensors"), "a prefix; give it to sample's --prefix"),
+        (("--lora", "model"), "a model's folder; give it to --model"),
+        (("--run", "tuned/model"), "a model's folder; give it to --model"),
         (("--run", CHECKPOINT), "a checkpoint"),
+        (("--run", "sweep"), "a sweep's folder; give that of one of its runs: sweep/seed=0"),
         (
             ("--model", "tuned"),
-            "a run's folder: --run and --resume take it, and --model its model/",
+            "a run's folder; give it to --run or --resume, or its model/ to --model",
         ),
         (("--model", "lora/lora.safetensors"), "LoRA"),
     ],
@@ -77,7 +83,10 @@ def test_one_in_the_place_of_another(flags, what: str, place, sample, capsys) ->
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--resume", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix, "),
+        (
+            ("--resume", "prefix/prefix.safetensors"),
+            "a prefix; give it to sample's --prefix or train's",
+        ),
         (("--resume", "model"), "a model's folder"),
         (("--init-prefix", CHECKPOINT), "a checkpoint"),
         (("--init-prefix", "prefix"), "a run's folder"),

@@ -111,6 +111,12 @@ def test_bad_text(text: str, position: int, what: str) -> None:
     assert len(str(caught.value)) < 150
 
 
+@pytest.mark.parametrize("text", ["", " \n\t "])
+def test_an_empty_table_has_no_place_to_show(text: str) -> None:
+    with pytest.raises(TableError, match="^the table is empty$"):
+        parse_table(text)
+
+
 def test_a_mistake_deep_inside_shows_its_surroundings() -> None:
     text = ", ".join(f"slot{i}[value {i}]" for i in range(50)) + " oops"
     with pytest.raises(TableError, match=r"value 49\] oops'$") as caught:
