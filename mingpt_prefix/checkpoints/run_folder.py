@@ -204,7 +204,7 @@ def kept_by(folder: Path) -> Kept:
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
         resume = f"{command('train')} --resume {shlex.quote(shown(folder))}"
-        raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
+        raise CheckpointError(f"{shown(folder)}: the run has not finished; to continue: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
     template = str(content["config"].get("input_template") or "")

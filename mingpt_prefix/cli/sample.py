@@ -94,7 +94,7 @@ def open_by(config: SampleConfig) -> "Pipeline | BankPipeline":
         from mingpt_prefix.evaluation.pipeline import open_pipeline
 
         writer = open_pipeline(config)
-    print(f"Writing by {writer.origin}.", file=sys.stderr)
+    print(f"Using {writer.origin}.", file=sys.stderr)
     return writer
 
 

@@ -61,7 +61,7 @@ def run(config: ScoreConfig) -> int:
     test = TestSet(config.data, config.split or "test", config.columns)
     warn_of_training_data(config, test)
     pipeline = open_pipeline(config)
-    print(f"Writing by {pipeline.origin}.", file=sys.stderr)
+    print(f"Using {pipeline.origin}.", file=sys.stderr)
     said = write(pipeline, test, config)
     found = test.score_or_less(said)
     about = {"data": test.data, "split": test.split, "tables": len(said), "by": pipeline.origin}
@@ -72,7 +72,7 @@ def run(config: ScoreConfig) -> int:
         say(f"{name:<8}{value:.4f}")
     if "right" in found:
         say(f"right   {found['right']:.4f}")
-    print(f"Written: outputs.txt, references.txt and scores.json in {folder}.", file=sys.stderr)
+    print(f"Saved outputs.txt, references.txt and scores.json in {folder}.", file=sys.stderr)
     return 0
 
 

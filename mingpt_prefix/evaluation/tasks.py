@@ -121,7 +121,7 @@ class TableTask:
         table, texts = self.dev_tables[0]
         sample = (
             f"table      {format_table(table)}",
-            f"says       {said[0]}",
+            f"output     {said[0]}",
             f"reference  {one_line(texts[0])}",
         )
         values, line = {"dev_bleu": value}, f"dev BLEU {100 * value:.1f}"

@@ -323,7 +323,7 @@ BAD_FLAGS = {
 def test_bad_flags_are_one_line_and_exit_code_2(call, said: str) -> None:
     """It may come after the line that says who writes."""
     code, out, err = call(*BAD_FLAGS[said])
-    told = [line for line in err if not line.startswith("Writing by ")]
+    told = [line for line in err if not line.startswith("Using ")]
     assert code == 2 and not out and len(told) == 1 and said in told[0]
 
 

@@ -138,7 +138,7 @@ def test_a_run_is_repeated_but_for_flags(tmp_path: Path) -> None:
     assert again == first and str(file) in line
     again, line = repeat(TrainArgs(config=file, seed=7, batch_size=2))
     assert (again.seed, again.batch_size, again.micro_batch_size) == (7, 2, 2)
-    assert again.lr == first.lr and line.endswith("but for --batch-size, --seed.")
+    assert again.lr == first.lr and line.endswith(", except --batch-size, --seed.")
     with pytest.raises(ConfigError, match="--lora-rank is for"):
         repeat(TrainArgs(config=file, lora_rank=3))
 

@@ -112,20 +112,23 @@ def test_what_is_none_of_these_is_told_as_before(place, sample, capsys) -> None:
 @pytest.mark.parametrize(
     ("run", "what"),
     [
-        ("prefix", "to train on from its prefix: --init-prefix prefix/prefix.safetensors"),
-        ("tuned", "to train on from its model: --model tuned/model"),
+        (
+            "prefix",
+            "to train further, start a new run with --init-prefix prefix/prefix.safetensors",
+        ),
+        ("tuned", "to train further, start a new run with --model tuned/model"),
         ("lora", "nothing is left to do"),
         ("both", "nothing is left to do"),
     ],
 )
 def test_a_run_that_has_ended(run: str, what: str, place, capsys, tmp_path: Path) -> None:
     said = told(train, capsys, "--resume", run)
-    assert said == [f"train.py: {run}: this run has ended; {what}"]
+    assert said == [f"train.py: {run}: this run has finished; {what}"]
     if "--" in what:  # and so it can be done
         flags = ["--data", "small.csv", "--device", "cpu", "--max-steps", "1"]
         if run == "prefix":
             flags += ["--model", "model"]
-        flags += what.partition(": ")[2].split()
+        flags += what.partition(" with ")[2].split()
         told(train, capsys, *flags, "--out", str(tmp_path / "on"), code=0)
 
 

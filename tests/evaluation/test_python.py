@@ -90,7 +90,7 @@ def test_what_is_loaded(pipeline: Pipeline, small_model: Path, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     kept = Path(__file__).parents[1] / "kept"
     shutil.copytree(kept / "run-2", "run")
-    with pytest.raises(CheckpointError, match="the run has not ended"):
+    with pytest.raises(CheckpointError, match="the run has not finished"):
         load_pipeline("run", str(kept / "base"))
     text = (Path("run") / "run.json").read_text().replace('"result": null', '"result": {}')
     (Path("run") / "run.json").write_text(text)
