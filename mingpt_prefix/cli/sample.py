@@ -14,6 +14,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mingpt_prefix.cli.terminal import complain, parse, run_script
@@ -130,7 +131,11 @@ def open_items(config: SampleConfig) -> Iterator[Iterator[tuple[int, Any]]]:
         yield iter(enumerate((table for table, _ in groups), 1))
         return
     with open_lines(config) as lines:
-        yield iter_prompts(lines) if config.prompt or config.prompts else iter_tables(lines)
+        if config.prompt or config.prompts:
+            yield iter_prompts(lines)
+        else:
+            is_csv = Path(config.input or "").suffix.lower() in (".csv", ".tsv")
+            yield iter_tables(lines, config.columns if is_csv else None)
 
 
 @contextlib.contextmanager

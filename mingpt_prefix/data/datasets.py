@@ -25,7 +25,8 @@ from mingpt_prefix.checkpoints.atomic_write import cache_dir, write_atomically
 from mingpt_prefix.config import Split
 from mingpt_prefix.data.corpora import dart_files, webnlg_files
 from mingpt_prefix.data.parsing import LeftOut, read_bytes
-from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.data.readers import SUFFIXES, read_csv, read_examples
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.data.tables import Example, Table, format_table
 from mingpt_prefix.errors import DataError, meant, printable, shown
 

@@ -13,7 +13,6 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from mingpt_prefix.data.corpora import dart_examples, read_webnlg
@@ -26,29 +25,18 @@ from mingpt_prefix.data.parsing import (
     parse_json,
     read_bytes,
 )
-from mingpt_prefix.data.rows import csv_rows, fitted
+from mingpt_prefix.data.rows import (
+    USUAL,
+    Columns,
+    by_column,
+    csv_rows,
+    fitted,
+    table_from_fields,
+)
 from mingpt_prefix.data.tables import Example, Table, parse_bars, parse_table, table_from_json
 from mingpt_prefix.errors import DataError, MingptPrefixError, printable, shown
 
 _TABLE_COLUMNS = ("mr", "ref")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns or fields of the user's own files are read; empty: the usual form alone.
-
-    `text` holds the sentence ("text" if not given); `inputs` are the table's, in this order, and
-    must be filled. Without `inputs` a table is all other columns, those that are empty left out.
-    """
-
-    inputs: tuple[str, ...] = ()
-    text: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.inputs or self.text)
-
-
-USUAL = Columns()
 
 
 def read_examples(
@@ -122,9 +110,7 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
             raise DataError(f"{how_many} '{printable(needed)}' ({flag}); {found}")
 
     def read_own(row: list[str]) -> Example:
-        # A column without a name may stand there, but hold nothing.
-        pairs = zip(header, row, strict=True)
-        return _example_from_fields({n: value for n, value in pairs if n or value.strip()}, columns)
+        return _example_from_fields(by_column(header, row), columns)
 
     return read_own
 
@@ -213,17 +199,7 @@ def _example_from_fields(fields: Mapping[str, object], columns: Columns) -> Exam
     text_field = columns.text or "text"
     if text_field not in fields:
         raise DataError(f"no '{printable(text_field)}', where the sentence is looked for")
-    names = columns.inputs or [name for name in fields if name != text_field]
-    filled = {}
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, str):
-            value = " ".join(value.split())
-        if value not in (None, ""):
-            filled[name] = value
-        elif columns.inputs:
-            raise DataError(f"'{printable(name)}' is missing or empty")
-    return checked_example(table_from_json(filled), _text(fields, text_field))
+    return checked_example(table_from_fields(fields, columns), _text(fields, text_field))
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:

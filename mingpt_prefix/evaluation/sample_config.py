@@ -13,7 +13,7 @@ from tyro.conf import UseAppendAction, arg
 
 from mingpt_prefix.checkpoints.run_folder import RUNS, kept_by, newest_finished
 from mingpt_prefix.config import Decoding, Split
-from mingpt_prefix.data.readers import USUAL, Columns
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.data.templates import template_fields, text_format_of
 
 BEAMS = 5

@@ -197,6 +197,13 @@ def test_rows_are_read_as_in_training(books: list[str], capsys) -> None:
     assert "trained on" not in capsys.readouterr().err
     references = Path("run/more-test/references.txt")
     assert references.read_text(encoding="utf-8") == "It is a book.\n"
+    assert program.main(["sample", *books, "--data", "more.csv"]) == 0
+    written = capsys.readouterr().out
+    # New rows have no sentences yet, and the template needs no year.
+    Path("new.csv").write_text("title;year\nEmma;\n;1815\n", encoding="utf-8")
+    assert program.main(["sample", *books, "--input", "new.csv"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"{written}\n" and "line 3: 'title' is missing or empty" in said.err
     assert program.main(["score", *books, "--data", "more.csv", "--text-field", "year"]) == 2
     assert "line 2: the text is empty" in capsys.readouterr().err
 

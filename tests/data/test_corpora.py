@@ -9,7 +9,8 @@ import pytest
 import train
 from mingpt_prefix.data.datasets import load_split
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
-from mingpt_prefix.data.readers import USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.data.readers import read_csv, read_examples
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.data.tables import Example, Table, linearize, parse_table
 from mingpt_prefix.errors import DataError
 
