@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 from mingpt_prefix import __version__
 from mingpt_prefix.cli.flags import as_tyro_shows
 from mingpt_prefix.cli.terminal import parse, run_script, say
+from mingpt_prefix.errors import ConfigError, meant, printable
 
 # (module, its flags, what it does); a module is imported when it is needed, for some bring torch.
 PROGRAMS = {
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix") -> int:
     def run() -> int:
         if argv == ["--version"]:
             say(f"mingpt-prefix {__version__}")
+        elif argv and not argv[0].startswith("-"):
+            hint = meant(argv[0], PROGRAMS) or f"; there are {', '.join(PROGRAMS)}"
+            raise ConfigError(f"unknown command '{printable(argv[0])}'{hint}")
         else:
             completes = bool(argv) and argv[0].startswith("--tyro-")  # the shell, by all flags
             parse(_programs(completes), argv or ["--help"], prog, __doc__)

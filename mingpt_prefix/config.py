@@ -238,7 +238,7 @@ class Decoding:
     def __post_init__(self):
         check_ranges(self)
         if self.beams > 1 and self.samples:
-            raise ConfigError("beams above 1 exclude temperature, top-k and top-p")
+            raise ConfigError("temperature, top-k and top-p need beams 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError("min-new-tokens must lie in [0, max-new-tokens]")
         if self.num_return_sequences > self.beams and not self.samples:

@@ -4,6 +4,7 @@ Programs print the one-line message and exit with code 2. Text from files, flags
 through `printable`: short, on one line, without control characters.
 """
 
+import difflib
 from collections.abc import Iterable
 
 _MODULE = "python -m mingpt_prefix"
@@ -82,6 +83,12 @@ def listed(names: Iterable[str], limit: int = 3) -> str:
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(printable(name, 60) for name in names[:limit]) + more
+
+
+def meant(text: str, known: Iterable[str]) -> str:
+    """Behind a message on a word that is not known: the one that may be meant, or ""."""
+    near = difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def reason(error: Exception) -> str:

@@ -63,7 +63,7 @@ class Server(subprocess.Popen):
 
     def complaints(self) -> list[str]:
         """What it said beside its first two lines and those of the request log."""
-        usual = re.compile(r"Writing by |Serving |\d{4}-\d\d-\d\d ")
+        usual = re.compile(r"Using |Serving |\d{4}-\d\d-\d\d ")
         return [line for line in self.said().splitlines() if not usual.match(line)]
 
 

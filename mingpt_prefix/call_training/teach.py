@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(args.steps, args.batch_size, args.lr, args.own_texts, args.seed)
         sources = named_sources(args.data, "--data")
         teach(args.bank, sources, args.text, settings, args.model)
-        say(f"Written: {shown(args.bank / CALLS_FILE)}.")
+        say(f"Saved {shown(args.bank / CALLS_FILE)}.")
         return 0
 
     return run_script("mingpt_prefix.call_training", run)

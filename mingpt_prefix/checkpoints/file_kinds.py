@@ -5,14 +5,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from mingpt_prefix.errors import listed
+
+SWEEP_FILE = "sweep.json"
 _WORDS = {
-    "run": "a run's folder: --run and --resume take it, and --model its model/",
-    "prefix": "a prefix: sample.py takes it by --prefix, train.py by --init-prefix",
-    "LoRA": "LoRA: sample.py takes it by --lora",
-    "calls": "the calls of a bank: --bank takes their folder",
-    "checkpoint": "a checkpoint: --resume takes its run's folder, and goes on from it",
-    "model": "a model's folder: --model takes it",
-    "weights": "a model's weights: --model takes their folder",
+    "run": "a run's folder; give it to --run or --resume, or its model/ to --model",
+    "sweep": "a sweep's folder; give that of one of its runs",
+    "prefix": "a prefix; give it to sample's --prefix or train's --init-prefix",
+    "LoRA": "LoRA; give it to sample's --lora",
+    "calls": "the calls of a bank; give their folder to --bank",
+    "checkpoint": "a checkpoint; give its run's folder to --resume",
+    "model": "a model's folder; give it to --model",
+    "weights": "a model's weights; give their folder to --model",
 }
 
 
@@ -20,13 +24,16 @@ def instead_of(kind: str, path: Path) -> str | None:
     """What `path` is if it is of another kind than `kind`, one of those above, in words; None for
     what is of none of them, or cannot be read."""
     found = _kind_of(path)
-    return None if found in (None, kind) else f"this is {_WORDS[found]}"
+    if found in (None, kind):
+        return None
+    runs = listed(str(each.parent) for each in path.glob("*/run.json")) if found == "sweep" else ""
+    return f"this is {_WORDS[found]}{runs and f': {runs}'}"
 
 
 def _kind_of(path: Path) -> str | None:
     try:
         if path.is_dir():
-            found = (("config.json", "model"), ("run.json", "run"))
+            found = (("config.json", "model"), ("run.json", "run"), (SWEEP_FILE, "sweep"))
             return next((kind for name, kind in found if (path / name).is_file()), None)
         if not path.is_file():
             return None

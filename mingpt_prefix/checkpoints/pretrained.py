@@ -146,6 +146,8 @@ def choose_device(name: str) -> torch.device:
             return device
     except (RuntimeError, AssertionError):
         pass  # not a device's name, or none of its kind here
+    if name == "cuda":
+        raise ConfigError("device cuda: no GPU was found; use cpu")
     known = ", ".join(("auto", *DEVICES))
     raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
 

@@ -150,6 +150,8 @@ def read_run(folder: Path) -> dict:
         CheckpointError: naming the folder, if the file is missing or damaged.
     """
     path = Path(folder) / RUN_FILE
+    if not Path(folder).exists():
+        raise CheckpointError(f"{shown(folder)}: no such run")
     if not path.is_file() and (other := instead_of("run", Path(folder))):
         raise CheckpointError(f"{shown(folder)}: {other}")
     return read_run_file(path)
@@ -202,7 +204,7 @@ def kept_by(folder: Path) -> Kept:
     mode = str(content["config"].get("mode"))
     if content.get("result") is None:
         resume = f"{command('train')} --resume {shlex.quote(shown(folder))}"
-        raise CheckpointError(f"{shown(folder)}: the run has not ended; to go on: {resume}")
+        raise CheckpointError(f"{shown(folder)}: the run has not finished; to continue: {resume}")
     if mode not in get_args(Mode):
         raise CheckpointError(f"{shown(folder)}: unknown mode '{printable(mode)}'")
     template = str(content["config"].get("input_template") or "")

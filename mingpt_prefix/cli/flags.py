@@ -8,12 +8,12 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 from tyro.conf import Positional, arg
 
-from mingpt_prefix.config import flag_name
+from mingpt_prefix.config import Mode, flag_name
 from mingpt_prefix.errors import printable
 
 T = TypeVar("T")
@@ -49,7 +49,9 @@ FOREIGN = {
     "prompt-tuning-init-text": "init-text",
     "r": "lora-rank",
     "resume-from-checkpoint": "resume",
+    "target-column": "text-field",
     "target-modules": "lora-targets",
+    "text-column": "text-field",
     "torch-dtype": "dtype",
     "train-batch-size": "batch-size",
     "train-file": "data",
@@ -141,10 +143,14 @@ def unknown(given: Sequence[str], kind: type, groups: Sequence[str]) -> str:
     """What is said of arguments that are no flags, and of those that may be meant."""
     known = [flag.option for _, flags in groups_of(kind, groups) for flag in flags]
     foreign = {f"--{name}": f"--{own}" for name, own in FOREIGN.items() if f"--{own}" in known}
+    if "--mode" in known:
+        foreign |= {mode: f"--mode {mode}" for mode in get_args(Mode)}
     meant = []
     for text in given:
         name = text.partition("=")[0].replace("_", "-")
         near = difflib.get_close_matches(name, [*known, *foreign], n=1, cutoff=0.7)
         meant += [foreign.get(each, each) for each in near]
     what = f"unknown arguments: {printable(' '.join(given), 100)}"
+    if "--table" in known and any("]" in text for text in given):
+        return f'{what}; quote a table: --table "name[The Mill], eatType[pub]"'
     return f"{what}; did you mean {' and '.join(dict.fromkeys(meant))}?" if meant else what

@@ -35,8 +35,8 @@ def summary(trainer: Trainer, why_not_graphs: str | None) -> str:
     made += [f"LoRA of rank {config.lora_rank}"] if config.has_lora else []
     if made:
         what = (
-            f"{' and '.join(made)}: {trainer.n_kept:,} numbers are kept,"
-            f" {trainer.n_kept / total:.2%} of the model's {total:,}"
+            f"{' and '.join(made)}: {trainer.n_kept:,} parameters are saved"
+            f" ({trainer.n_kept / total:.2%} of the model's {total:,})"
         )
     how = ""
     if config.device == "cuda":
@@ -73,7 +73,7 @@ def stop_signals() -> Iterator[list[int]]:
         for stream in terminals:
             if not stream.isatty():  # it has closed: writing to it would fail, before the run saves
                 drop_output(stream)
-        print("Stopping after this step; once more to stop at once.", file=sys.stderr)
+        print("Stopping after this step; press Ctrl-C again to stop immediately.", file=sys.stderr)
 
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
@@ -191,6 +191,7 @@ def say_result(
     made = [run.lora_file] if config.has_lora else []
     made += [run.prefix_file] if config.has_prefix else []
     written = " and ".join(map(str, made or [run.model_folder]))
-    say(f"Written: {written}, and beside it log.jsonl and {'loss.png' if drawn else 'run.json'}.")
+    also = f"log.jsonl and {'loss.png' if drawn else 'run.json'}"
+    say(f"Saved {written}, with {also} in the same folder.")
     if config.mode != "pretrain":
         say(f"Next: {sample_command(config, trainer.model, run.path, example)}")

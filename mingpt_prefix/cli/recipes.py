@@ -50,7 +50,7 @@ TINY_RECIPES: dict[Mode, dict] = {
     "prefix": _TINY_PREFIX,
     "lora": dict(_TINY, **_TINY_LORA, lr=5e-3, warmup=0.05),
     "prefix+lora": dict(_TINY_PREFIX, **_TINY_LORA, lora_lr=5e-3),
-    "finetune": dict(_TINY, lr=1e-3),
+    "finetune": dict(_TINY, lr=2e-4),
     "pretrain": dict(_PRETRAIN, lr=3e-3, batch_size=8, micro_batch_size=8),
 }
 # The paper's way, or virtual tokens.

@@ -14,11 +14,11 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mingpt_prefix.cli.terminal import complain, parse, run_script
 from mingpt_prefix.data.datasets import load_references
-from mingpt_prefix.data.readers import Columns
 from mingpt_prefix.data.spellings import iter_tables
 from mingpt_prefix.data.tables import Table, unseen_slots
 from mingpt_prefix.errors import ConfigError, DataError, TableError, printable, shown
@@ -46,9 +46,9 @@ def run(argv: Sequence[str] | None, prog: str) -> int:
         flags = "--table, --input, --data, --prompt and --prompts"
         raise ConfigError(f"one of {flags} is needed, and only one")
     if config.bank is None and (config.prompt or config.prompts is not None):
-        raise ConfigError("--prompt and --prompts go with --bank")
+        raise ConfigError("--prompt and --prompts need --bank")
     if config.data is None and (config.split or config.text_field):
-        raise ConfigError("--split and --text-field go with --data")
+        raise ConfigError("--split and --text-field need --data")
     with open_items(config) as items:
         return write_all(config, items)
 
@@ -95,7 +95,7 @@ def open_by(config: SampleConfig) -> "Pipeline | BankPipeline":
         from mingpt_prefix.evaluation.pipeline import open_pipeline
 
         writer = open_pipeline(config)
-    print(f"Writing by {writer.origin}.", file=sys.stderr)
+    print(f"Using {writer.origin}.", file=sys.stderr)
     return writer
 
 
@@ -107,7 +107,7 @@ def warn_of_slots(tables: list[Table], writer: "Pipeline", warned: set[str]) -> 
             warned.update(new)
             saw = printable(", ".join(writer.slots), 200)
             names = printable(", ".join(new), 200)
-            complain(f"training never saw the slot {names}; it saw {saw}")
+            complain(f"warning: slots missing from the training data: {names} (it has {saw})")
 
 
 def iter_prompts(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
@@ -127,12 +127,15 @@ def lines_of(result: "list[Sentence] | TableError", config: SampleConfig) -> lis
 def open_items(config: SampleConfig) -> Iterator[Iterator[tuple[int, Any]]]:
     """(number, a table, a prompt or a TableError) of each that is to be written for."""
     if config.data is not None:
-        columns = Columns(text=config.text_field or "")
-        groups = load_references(config.data, config.split or "test", columns)
+        groups = load_references(config.data, config.split or "test", config.columns)
         yield iter(enumerate((table for table, _ in groups), 1))
         return
     with open_lines(config) as lines:
-        yield iter_prompts(lines) if config.prompt or config.prompts else iter_tables(lines)
+        if config.prompt or config.prompts:
+            yield iter_prompts(lines)
+        else:
+            is_csv = Path(config.input or "").suffix.lower() in (".csv", ".tsv")
+            yield iter_tables(lines, config.columns if is_csv else None)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from mingpt_prefix.checkpoints.run_folder import RUNS, newest_finished
+from mingpt_prefix.checkpoints.run_folder import kept_by
 from mingpt_prefix.cli.terminal import complain, parse, run_script, say
-from mingpt_prefix.data.readers import Columns
-from mingpt_prefix.errors import ConfigError, TableError
+from mingpt_prefix.errors import ConfigError, TableError, shown
 from mingpt_prefix.evaluation.sample_config import SampleConfig
 
 if TYPE_CHECKING:
@@ -62,20 +61,21 @@ def run(config: ScoreConfig) -> int:
     from mingpt_prefix.evaluation.pipeline import open_pipeline
     from mingpt_prefix.evaluation.test_set import TestSet
 
-    columns = Columns(text=config.text_field or "")
-    test = TestSet(config.data, config.split or "test", columns)
+    test = TestSet(config.data, config.split or "test", config.columns)
+    warn_of_training_data(config, test)
     pipeline = open_pipeline(config)
-    print(f"Writing by {pipeline.origin}.", file=sys.stderr)
+    print(f"Using {pipeline.origin}.", file=sys.stderr)
     said = write(pipeline, test, config)
     found = test.score_or_less(said)
     about = {"data": test.data, "split": test.split, "tables": len(said), "by": pipeline.origin}
-    folder = config.out or folder_of(config) / f"{Path(test.data).stem}-{test.split}"
+    run = config.writing_run or Path()
+    folder = config.out or run / f"{Path(test.data).stem}-{test.split}"
     test.save(folder, said, {**about, "decoding": asdict(decoding), **found})
     for name, value in found["scores"].items():
         say(f"{name:<8}{value:.4f}")
     if "right" in found:
         say(f"right   {found['right']:.4f}")
-    print(f"Written: outputs.txt, references.txt and scores.json in {folder}.", file=sys.stderr)
+    print(f"Saved outputs.txt, references.txt and scores.json in {folder}.", file=sys.stderr)
     return 0
 
 
@@ -98,8 +98,12 @@ def write(pipeline: "Pipeline", test: "TestSet", config: ScoreConfig) -> list[st
     return [text if isinstance(text, str) else "" for text in said]
 
 
-def folder_of(config: ScoreConfig) -> Path:
-    """The folder of the run that writes, or the current one."""
-    if any((config.prefix, config.lora, config.model)) and config.run is None:
-        return Path()
-    return config.run or newest_finished(RUNS) or Path()
+def warn_of_training_data(config: ScoreConfig, test: "TestSet") -> None:
+    """On stderr: that a file which is used whole was trained on."""
+    path, run = Path(test.data), config.writing_run
+    if run is None or test.split != "test" or not path.is_file():
+        return
+    sources = kept_by(run).settings.get("data")
+    if isinstance(sources, list) and path.resolve() in (Path(str(s)).resolve() for s in sources):
+        what = "is a file this run was trained on; --split dev scores the rows held out"
+        complain(f"warning: {shown(path)} {what}")

@@ -127,8 +127,8 @@ def repeat(args: TrainArgs) -> tuple[TrainConfig, str]:
         given.setdefault("micro_batch_size", min(config.micro_batch_size, args.batch_size))
     config = dataclasses.replace(config, **given)
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
-    but_for = f", but for {changed}" if changed else ""
-    return config, f"Training with the settings of {shown(args.config)}{but_for}."
+    exceptions = f", except {changed}" if changed else ""
+    return config, f"Training with the settings of {shown(args.config)}{exceptions}."
 
 
 def _check_flags_of(mode: Mode, args: TrainArgs) -> None:
@@ -163,7 +163,7 @@ def _of_prefix(args: TrainArgs, file: str) -> dict:
 def _choose_model(device: torch.device) -> tuple[str, str]:
     """gpt2 if it can be trained on E2E at once, else tiny; and why."""
     if device.type != "cuda":
-        return "tiny", "there is no GPU, so the embedded model was chosen; --model names another"
+        return "tiny", "no GPU found, so using the embedded model; choose another with --model"
     at_hand, why = weights_at_hand("gpt2")
     if at_hand:
         try:
@@ -172,16 +172,16 @@ def _choose_model(device: torch.device) -> tuple[str, str]:
             return "gpt2", f"there is a GPU, and GPT-2's weights are at hand ({why})"
         except DataError as error:
             why = str(error)
-    return "tiny", f"GPT-2 cannot be trained here ({why}), so the embedded model was chosen"
+    return "tiny", f"GPT-2 cannot be trained here ({why}), so using the embedded model"
 
 
 def _train_on(folder: Path) -> str:
-    """How to train on from what an ended run has kept, in words."""
-    kept = kept_by(folder)
+    """How to train further from what a finished run has kept, in words."""
+    kept, further = kept_by(folder), "to train further, start a new run with"
     if kept.model is not None:
-        return f"to train on from its model: --model {shlex.quote(str(kept.model))}"
+        return f"{further} --model {shlex.quote(str(kept.model))}"
     if kept.prefix is not None and kept.lora is None:
-        return f"to train on from its prefix: --init-prefix {shlex.quote(str(kept.prefix))}"
+        return f"{further} --init-prefix {shlex.quote(str(kept.prefix))}"
     return "nothing is left to do"
 
 
@@ -206,7 +206,9 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     content = read_run(args.resume)
     config = config_from_json(content.get("config"))
     if content.get("result") is not None:
-        raise CheckpointError(f"{shown(args.resume)}: this run has ended; {_train_on(args.resume)}")
+        raise CheckpointError(
+            f"{shown(args.resume)}: this run has finished; {_train_on(args.resume)}"
+        )
     defaults = TrainArgs()
     for name in ("mode", *_SETTINGS):
         given = _given(args, name)
@@ -221,4 +223,4 @@ def resume(args: TrainArgs) -> tuple[TrainConfig, str]:
     if args.out is not None:
         raise ConfigError("--out: a resumed run stays in its folder")
     choose_attention(config.attention, choose_device(config.device), DTYPES[config.dtype])
-    return config, f"Going on with the {config.mode} run of {config.model} in {args.resume}."
+    return config, f"Continuing the {config.mode} run of {config.model} in {args.resume}."

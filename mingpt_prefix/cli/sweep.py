@@ -13,6 +13,7 @@ from pathlib import Path
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
+from mingpt_prefix.checkpoints.file_kinds import SWEEP_FILE
 from mingpt_prefix.checkpoints.pretrained import load_base
 from mingpt_prefix.checkpoints.resuming import config_from_json
 from mingpt_prefix.checkpoints.run_folder import RUNS, RunFolder, next_folder, read_run
@@ -44,8 +45,6 @@ from mingpt_prefix.sweep.members import (
     train_members,
 )
 from mingpt_prefix.sweep.width import rough_size, width_by_memory
-
-SWEEP_FILE = "sweep.json"
 
 
 @dataclass
@@ -96,10 +95,10 @@ def run_sweep(args: TrainArgs, world: World) -> int:
         for first in range(0, len(own), width):
             number = number or train_some(own[first : first + width], shared)
     except (AdapterError, CheckpointError) as error:  # what was saved before stays
-        raise CheckpointError(f"{error}; to go on: {resume_command(sweep.folder)}") from None
+        raise CheckpointError(f"{error}; to continue: {resume_command(sweep.folder)}") from None
     number = world.largest(number)  # once all ranks are done
     if number:
-        say("Stopped, and saved. To go on:")
+        say("Stopped, and saved. To continue:")
         say(resume_command(sweep.folder))
         return 128 + number
     return report(sweep, shared, time.monotonic() - started) if world.is_main else 0
@@ -175,9 +174,9 @@ def resume_sweep(args: TrainArgs, world: World) -> tuple[Sweep, Shared]:
         raise ConfigError("--resume of a sweep takes no other flags")
     sweep = read_sweep(args.resume)
     if sweep.is_over:
-        raise CheckpointError(f"{args.resume}: this sweep has ended; nothing is left to do")
+        raise CheckpointError(f"{args.resume}: this sweep has finished; nothing is left to do")
     config = config_from_json(read_run(sweep.members[0])["config"])
-    say(f"Going on with the sweep of {len(sweep.members)} prefixes in {args.resume}.")
+    say(f"Continuing the sweep of {len(sweep.members)} prefixes in {args.resume}.")
     return sweep, Shared(load_base(config), config, world)
 
 
@@ -221,8 +220,8 @@ def report(sweep: Sweep, shared: Shared, seconds: float) -> int:
     say(f"Trained in {seconds:.0f} s:")
     for line in table(members):
         say(f"  {line}")
-    picture = " and sweep.png" if drawn else ""
-    say(f"Written: {sweep.folder}, a folder for each, and beside them sweep.json{picture}.")
+    files = ", sweep.json and sweep.png" if drawn else " and sweep.json"
+    say(f"Saved {sweep.folder}, with a folder for each member{files}.")
     ended = [each for each in members if "result" in each]
     if not ended:
         return 2

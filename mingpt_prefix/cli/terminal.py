@@ -14,7 +14,7 @@ import tyro
 
 from mingpt_prefix import errors
 from mingpt_prefix.cli.flags import as_tyro_shows, ungrouped, unknown
-from mingpt_prefix.errors import ConfigError, MingptPrefixError, command, shown
+from mingpt_prefix.errors import ConfigError, MingptPrefixError, command, printable, shown
 
 T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell counts them
@@ -23,6 +23,11 @@ _BOX = re.compile(r"[─-╿]+")
 _TWICE = re.compile(r"^(.{8,}?) (?=\1)", re.IGNORECASE)
 # tyro shows choices in any order, and None among them, which means that a flag is not given.
 _CHOICES = re.compile(r"(?<=Expected one of )\((.*?)\)")
+# What tyro says at length, with a flag's aliases in front of its name.
+_FLAG = r"(?:\S+/)?(--[\w-]+)"
+_NO_VALUE = re.compile(rf".*Missing value for argument '{_FLAG}'.*")
+_NO_NUMBER = re.compile(rf".*Error parsing {_FLAG}: .*(int\(\)|to float).*: '(.*)'")
+_REQUIRED = re.compile(r"Required options Missing from .*?: (.*) \(required\)")
 _NOT_FOR_USERS = re.compile(r" Argument helptext: .*|\bgroup-\d+\.")
 _OWN_NAME = re.compile(r"\bmingpt-prefix ([a-z]+)\b")
 # What torch says; not every message with "memory" in it means this.
@@ -65,13 +70,24 @@ def parse(
             raise
         text = " ".join(_BOX.sub(" ", said.getvalue()).split())
         text = _CHOICES.sub(_in_order, _NOT_FOR_USERS.sub("", _TWICE.sub("", text)))
-        raise ConfigError(text or "the flags cannot be read") from None
+        raise ConfigError(_in_short(text) or "the flags cannot be read") from None
     if not has_groups:
         return found
     found, rest = found
     if rest:
         raise ConfigError(unknown(rest, kind, groups))
     return ungrouped(kind, found)
+
+
+def _in_short(text: str) -> str:
+    """The commonest of what tyro says of flags, in fewer words."""
+    if (found := _NO_VALUE.fullmatch(text)) is not None:
+        return f"{found[1]}: a value is missing"
+    if (found := _NO_NUMBER.fullmatch(text)) is not None:
+        return (
+            f"{found[1]}: '{printable(found[3])}' is not a {'whole ' * (found[2] == 'int()')}number"
+        )
+    return _REQUIRED.sub(lambda found: f"missing: {found[1].replace(' (required)', ' and')}.", text)
 
 
 def _in_order(choices: re.Match[str]) -> str:

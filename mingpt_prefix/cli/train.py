@@ -134,9 +134,9 @@ def run_training(args: TrainArgs, world: World) -> int:
     except (AdapterError, CheckpointError, WeightsError) as error:  # what was saved before stays
         if run is None:
             raise
-        raise CheckpointError(f"{error}; to go on: {resume_command(run.path)}") from None
+        raise CheckpointError(f"{error}; to continue: {resume_command(run.path)}") from None
     if run is not None and number:
-        say(f"Stopped after step {trainer.step}, and saved. To go on:")
+        say(f"Stopped after step {trainer.step}, and saved. To continue:")
         say(resume_command(run.path))
     elif run is not None:
         report(trainer, task, run, time.monotonic() - started, resumed=args.resume is not None)

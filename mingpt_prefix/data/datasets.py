@@ -25,9 +25,10 @@ from mingpt_prefix.checkpoints.atomic_write import cache_dir, write_atomically
 from mingpt_prefix.config import Split
 from mingpt_prefix.data.corpora import dart_files, webnlg_files
 from mingpt_prefix.data.parsing import LeftOut, read_bytes
-from mingpt_prefix.data.readers import SUFFIXES, USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.data.readers import SUFFIXES, read_csv, read_examples
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.data.tables import Example, Table, format_table
-from mingpt_prefix.errors import DataError, printable, shown
+from mingpt_prefix.errors import DataError, meant, printable, shown
 
 E2E_URL = "https://github.com/tuetschek/e2e-dataset/releases/download/v1.0.0/e2e-dataset.zip"
 E2E_SHA256 = "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac"
@@ -136,14 +137,17 @@ def _load_path(
     try:
         # An empty name would be the current folder.
         if not source or not path.exists():
-            raise DataError(f"'{name}': no such file or folder; 'e2e' and 'sample' need none")
+            hint = meant(source, ("e2e", "sample")) or " (e2e and sample need none)"
+            raise DataError(f"'{name}': no such file or folder{hint}")
         files = _split_files(path, name) if path.is_dir() else {"train": [path]}
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
     holds_out = split != "test" and "dev" not in files
-    chosen = files.get("train" if holds_out else split)
+    part = "train" if holds_out else split
+    chosen = files.get(part)
     if chosen is None:
-        raise DataError(f"{name}: no {split} split in it")
+        what = f"{part}.csv in it (or {', '.join(SUFFIXES[1:])})"
+        raise DataError(f"{name}: no {what if path.is_dir() else f'{part} split in it'}")
     examples = [example for file in chosen for example in read_examples(file, columns, left_out)]
     if not holds_out:
         return examples

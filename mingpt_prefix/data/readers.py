@@ -13,7 +13,6 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from mingpt_prefix.data.corpora import dart_examples, read_webnlg
@@ -26,29 +25,18 @@ from mingpt_prefix.data.parsing import (
     parse_json,
     read_bytes,
 )
-from mingpt_prefix.data.rows import csv_rows, fitted
+from mingpt_prefix.data.rows import (
+    USUAL,
+    Columns,
+    by_column,
+    csv_rows,
+    fitted,
+    table_from_fields,
+)
 from mingpt_prefix.data.tables import Example, Table, parse_bars, parse_table, table_from_json
 from mingpt_prefix.errors import DataError, MingptPrefixError, printable, shown
 
 _TABLE_COLUMNS = ("mr", "ref")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns or fields of the user's own files are read; empty: the usual form alone.
-
-    `text` holds the sentence ("text" if not given); `inputs` are the table's, in this order, and
-    must be filled. Without `inputs` a table is all other columns, those that are empty left out.
-    """
-
-    inputs: tuple[str, ...] = ()
-    text: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.inputs or self.text)
-
-
-USUAL = Columns()
 
 
 def read_examples(
@@ -110,18 +98,19 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
             return checked_example(tables[row[mr]], row[ref])
 
         return read_usual
+    found = f"the columns are {printable(', '.join(header), 100)}"
     if not columns:
-        what = "the first line must name the columns mr and ref once"
-        raise DataError(f"{what}; --text-field and --input-template name others")
-    for needed in (columns.text or "text", *(columns.inputs or filter(None, header))):
+        how = "name the one with the sentences by --text-field"
+        raise DataError(f"no columns 'mr' and 'ref', once each; {found}; {how}")
+    text = columns.text or "text"
+    for needed in (text, *(columns.inputs or filter(None, header))):
         if header.count(needed) != 1:
-            found = printable(", ".join(header), 100)
-            raise DataError(f"'{printable(needed)}' must be one of the columns, once: {found}")
+            how_many = "several columns" if needed in header else "no column"
+            flag = "--text-field" if needed == text else "--input-template"
+            raise DataError(f"{how_many} '{printable(needed)}' ({flag}); {found}")
 
     def read_own(row: list[str]) -> Example:
-        # A column without a name may stand there, but hold nothing.
-        pairs = zip(header, row, strict=True)
-        return _example_from_fields({n: value for n, value in pairs if n or value.strip()}, columns)
+        return _example_from_fields(by_column(header, row), columns)
 
     return read_own
 
@@ -198,8 +187,9 @@ def _examples_from_json(obj: object, columns: Columns, left_out: Counter[str]) -
         return [_example_from_fields(obj, columns)]
     text_field = columns.text or "text"
     if not isinstance(obj, dict) or "table" not in obj or text_field not in obj:
-        shown = printable(text_field)
-        raise DataError(f'an object {{"table": {{...}}, "{shown}": "..."}} is expected')
+        form = f'{{"table": {{...}}, "{printable(text_field)}": "..."}}'
+        hint = "" if columns else "; for flat objects give --text-field"
+        raise DataError(f"an object {form} is expected{hint}")
     table = _with_inputs(table_from_json(obj["table"]), columns)
     return [checked_example(table, _text(obj, text_field))]
 
@@ -209,17 +199,7 @@ def _example_from_fields(fields: Mapping[str, object], columns: Columns) -> Exam
     text_field = columns.text or "text"
     if text_field not in fields:
         raise DataError(f"no '{printable(text_field)}', where the sentence is looked for")
-    names = columns.inputs or [name for name in fields if name != text_field]
-    filled = {}
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, str):
-            value = " ".join(value.split())
-        if value not in (None, ""):
-            filled[name] = value
-        elif columns.inputs:
-            raise DataError(f"'{printable(name)}' is missing or empty")
-    return checked_example(table_from_json(filled), _text(fields, text_field))
+    return checked_example(table_from_fields(fields, columns), _text(fields, text_field))
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:

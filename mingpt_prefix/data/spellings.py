@@ -9,47 +9,66 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 from mingpt_prefix.data.parsing import parse_json
-from mingpt_prefix.data.rows import csv_rows, fitted
+from mingpt_prefix.data.rows import USUAL, Columns, by_column, csv_rows, fitted, table_from_fields
 from mingpt_prefix.data.tables import Table, parse_bars, parse_table, table_from_json
-from mingpt_prefix.errors import DataError, TableError, printable
+from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable
 
 
-def iter_tables(lines: Iterable[str]) -> Iterator[tuple[int, Table | TableError]]:
+def iter_tables(
+    lines: Iterable[str], columns: Columns | None = None
+) -> Iterator[tuple[int, Table | TableError]]:
     """Read one table a line, lazily: (line number from 1, the table or what is wrong with it).
 
     Every line gives one item, an empty one an error, so that answers stay in step with lines. If
-    the first line is the header of CSV with a column `mr`, each row under it gives one.
+    the first line is the header of CSV with a column `mr`, each row under it gives one. So it does
+    with `columns`, which are the user's own, if the first line is no table.
     """
     lines = (line.removeprefix("\ufeff") for line in lines)
     begin = list(islice(lines, 2))
     lines = chain(begin, lines)
-    items: Iterable[tuple[int, str | Exception]] = enumerate(lines, 1)
+    items: Iterable[tuple[int, str | Table | Exception]] = enumerate(lines, 1)
     if len(begin) == 2 and begin[0].strip():
-        if _is_of_tables(next((row for _, row in csv_rows(begin)), [])):
-            items = _csv_tables(lines)
+        header = next((row for _, row in csv_rows(begin)), [])
+        is_own = columns is not None and not _is_table(begin[0])
+        if isinstance(header, list) and (is_own or _is_of_tables(header)):
+            items = _csv_tables(lines, columns or USUAL)
     for number, item in items:
         try:
             if isinstance(item, Exception):
                 raise TableError(printable(str(item), 100), 0)
-            yield number, table_from_line(item.rstrip("\r\n"))
+            yield number, as_table(item.rstrip("\r\n") if isinstance(item, str) else item)
         except TableError as error:
             yield number, error
 
 
-def _is_of_tables(header: list[str] | csv.Error) -> bool:
-    names = [] if isinstance(header, csv.Error) else [name.strip().lower() for name in header]
-    return names.count("mr") == 1
+def _is_table(line: str) -> bool:
+    try:
+        return bool(table_from_line(line))
+    except TableError:
+        return False
 
 
-def _csv_tables(lines: Iterable[str]) -> Iterator[tuple[int, str | Exception]]:
-    """The fields of the column `mr`, or what is wrong with a row."""
+def _is_of_tables(header: list[str]) -> bool:
+    return [name.strip().lower() for name in header].count("mr") == 1
+
+
+def _csv_tables(
+    lines: Iterable[str], columns: Columns
+) -> Iterator[tuple[int, str | Table | Exception]]:
+    """The fields of the column `mr`, or else tables of all columns; or what is wrong with a row."""
     rows = csv_rows(lines)
-    header = [name.strip().lower() for name in next(rows)[1]]
-    column, width = header.index("mr"), len(header)
+    header = [name.strip() for name in next(rows)[1]]
+    column = [name.lower() for name in header].index("mr") if _is_of_tables(header) else None
     for line, row in rows:
         try:
-            yield line, row if isinstance(row, csv.Error) else fitted(row, width)[column]
-        except DataError as error:
+            if isinstance(row, csv.Error):
+                raise DataError(str(row))
+            row = fitted(row, len(header))
+            if column is not None:
+                yield line, row[column]
+            else:
+                yield line, table_from_fields(by_column(header, row), columns)
+        except MingptPrefixError as error:
             yield line, error
 
 

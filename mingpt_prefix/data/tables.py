@@ -67,7 +67,7 @@ def parse_table(text: str) -> Table:
     if control := _CONTROL_BETWEEN_SLOTS.search(text):
         raise _error("control character", text, control.start())
     if not text.strip():
-        raise _error("the table is empty", text, 0)
+        raise TableError("the table is empty", 0)
     slots: dict[str, str] = {}
     at = _SPACE.match(text).end()
     while True:

@@ -11,7 +11,10 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import UseAppendAction, arg
 
+from mingpt_prefix.checkpoints.run_folder import RUNS, kept_by, newest_finished
 from mingpt_prefix.config import Decoding, Split
+from mingpt_prefix.data.rows import USUAL, Columns
+from mingpt_prefix.data.templates import template_fields, text_format_of
 
 BEAMS = 5
 
@@ -145,6 +148,27 @@ class SampleConfig(
     def seed_of(self, number: int) -> int:
         """The seed of table `number`, so that equal tables are sampled differently."""
         return self.seed * 1_000_003 + number
+
+    @property
+    def writing_run(self) -> Path | None:
+        """The folder of the run that writes; None if what writes is named by itself, or shipped."""
+        if self.run is None and any((self.prefix, self.lora, self.model, self.bank)):
+            return None
+        return self.run or newest_finished(RUNS)
+
+    @property
+    def columns(self) -> Columns:
+        """How the user's own files are read: as in training, but for --text-field.
+
+        Raises:
+            CheckpointError: as `kept_by` for the run that writes.
+        """
+        if (run := self.writing_run) is None or self.data in ("e2e", "sample"):
+            return Columns(text=self.text_field) if self.text_field else USUAL
+        kept = kept_by(run)
+        inputs = template_fields(text_format_of(kept.template)) if kept.template else ()
+        text = kept.settings.get("text_field") if self.text_field is None else self.text_field
+        return Columns(inputs, str(text or ""))
 
     @property
     def decoding(self) -> Decoding:

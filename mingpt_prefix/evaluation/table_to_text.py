@@ -67,7 +67,7 @@ class Pipeline:
             ConfigError: if a setting is out of range, or `tables` is one table and not a list.
         """
         if isinstance(tables, Table | str | Mapping):
-            raise ConfigError("tables: a list of tables is expected, not one")
+            raise ConfigError("tables: pass a list of tables, pipeline([table])")
         decoding = Decoding(beams=beams, **settings)
         written = self.write(tables, decoding, [seed] * len(tables))
         for number, said in enumerate(written):

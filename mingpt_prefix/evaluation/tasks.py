@@ -16,7 +16,7 @@ from mingpt_prefix.data.datasets import group_references, load_split
 from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
 from mingpt_prefix.data.pretraining import Corpus, bits_per_byte, read_corpus
-from mingpt_prefix.data.readers import Columns
+from mingpt_prefix.data.rows import Columns
 from mingpt_prefix.data.tables import TEXT_FORMAT, Table, format_table
 from mingpt_prefix.data.templates import TEMPLATE_FORMAT, template_fields, text_format_of
 from mingpt_prefix.data.tokenizer import Tokenizer, tokenizer_of
@@ -121,7 +121,7 @@ class TableTask:
         table, texts = self.dev_tables[0]
         sample = (
             f"table      {format_table(table)}",
-            f"says       {said[0]}",
+            f"output     {said[0]}",
             f"reference  {one_line(texts[0])}",
         )
         values, line = {"dev_bleu": value}, f"dev BLEU {100 * value:.1f}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from mingpt_prefix.checkpoints.atomic_write import write_atomically
 from mingpt_prefix.config import Split
 from mingpt_prefix.data.datasets import load_references
-from mingpt_prefix.data.readers import USUAL, Columns
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.errors import ConfigError
 from mingpt_prefix.evaluation.faults import FAULTS, faults, slot_errors
 from mingpt_prefix.evaluation.table_to_text import one_line

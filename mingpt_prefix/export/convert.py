@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "mingpt-prefix export") 
             export(args.source, args.to, args.target, args.model)
         else:
             import_adapter(args.source, args.target, args.model, args.input_template)
-        say(f"Written: {shown(args.target)}.")
+        say(f"Saved {shown(args.target)}.")
         return 0
 
     return run_script(prog, run)

@@ -88,7 +88,7 @@ def serve(config: SampleConfig) -> int:
         is_main = threading.current_thread() is threading.main_thread()  # it alone has signals
         numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
         before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        print(f"Writing by {models[0].pipeline.origin}.", file=sys.stderr)
+        print(f"Using {models[0].pipeline.origin}.", file=sys.stderr)
         served = server.config.app.state.service.models
         names = ", ".join(model.name for model in served)
         print(f"Serving {names} at {where} until Ctrl-C.", file=sys.stderr, flush=True)

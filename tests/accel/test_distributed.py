@@ -61,7 +61,7 @@ def test_two_ranks_give_the_losses_of_one(
     assert len(one) == len(two) > 1
     assert_same_steps(one, two)
     assert together.count("Training ") == alone.count("Training ") == 1
-    assert together.count("Written: ") == 1
+    assert together.count("Saved ") == 1
 
 
 def test_a_signal_stops_both_and_resuming_ends_at_the_same_losses(

@@ -230,7 +230,7 @@ def test_a_lora_of_another_base(made: Path, small_model, tmp_path: Path, capsys,
     line = refusal(capsys, sample, "--run", "lora", "--model", "tiny", *TABLE)
     assert "not of tiny (" in line
     line = refusal(capsys, sample, "--prefix", "lora/lora.safetensors", "--model", "tiny", *TABLE)
-    assert "this is LoRA: sample.py takes it by --lora" in line
+    assert "this is LoRA; give it to sample's --lora" in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "nan", "prefix"])

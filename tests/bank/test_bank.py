@@ -323,13 +323,13 @@ BAD_FLAGS = {
 def test_bad_flags_are_one_line_and_exit_code_2(call, said: str) -> None:
     """It may come after the line that says who writes."""
     code, out, err = call(*BAD_FLAGS[said])
-    told = [line for line in err if not line.startswith("Writing by ")]
+    told = [line for line in err if not line.startswith("Using ")]
     assert code == 2 and not out and len(told) == 1 and said in told[0]
 
 
 def test_a_prompt_needs_a_bank_and_a_bank_its_model(sample, folder, capsys) -> None:
     for flags, said in (
-        (["--prompt", "a"], "go with --bank"),
+        (["--prompt", "a"], "need --bank"),
         (["--bank", "prefixes", "--prompt", "a"], "name that with --model"),
         (["--bank", "nowhere", "--prompt", "a"], "nowhere: no such folder"),
     ):

@@ -67,7 +67,7 @@ def test_no_room_in_the_middle_of_a_run(mode, limit, small_model, small_data, tm
     wait_for_a_checkpoint(process, cut)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     said = one_line(process)
-    assert "File too large" in said and f"to go on: python train.py --resume {cut}" in said
+    assert "File too large" in said and f"to continue: python train.py --resume {cut}" in said
     assert_intact(cut)
     train_to_the_end("--resume", str(cut))
     train_to_the_end(*QUICK, *flags, "--out", str(whole))

@@ -40,8 +40,8 @@ def test_the_command_lists_its_programs_and_tells_its_version(capsys) -> None:
     said = told(capsys)
     assert all(f"• {name} " in said for name in program.PROGRAMS)
     assert told(capsys, "--version") == f"mingpt-prefix {__version__}\n"
-    assert program.main(["trian"]) == 2
-    assert "trian" in capsys.readouterr().err
+    assert program.main(["sing"]) == 2
+    assert "unknown command 'sing'; there are train, sample, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", program.PROGRAMS)
@@ -89,6 +89,9 @@ except SystemExit:
         ("train --lora-r 8 --outt x", "--lora-rank and --out"),
         ("sample --num-beams 5 --table x", "--beams"),
         ("serve --prot 80", "--port"),
+        ("train --text-column x", "--text-field"),
+        ("train prefix", "--mode prefix"),
+        ("smaple", "sample"),
     ],
 )
 def test_a_flag_that_may_be_meant_is_named(command: str, meant: str, capsys) -> None:
@@ -135,7 +138,7 @@ def test_a_run_is_repeated_but_for_flags(tmp_path: Path) -> None:
     assert again == first and str(file) in line
     again, line = repeat(TrainArgs(config=file, seed=7, batch_size=2))
     assert (again.seed, again.batch_size, again.micro_batch_size) == (7, 2, 2)
-    assert again.lr == first.lr and line.endswith("but for --batch-size, --seed.")
+    assert again.lr == first.lr and line.endswith(", except --batch-size, --seed.")
     with pytest.raises(ConfigError, match="--lora-rank is for"):
         repeat(TrainArgs(config=file, lora_rank=3))
 
@@ -161,6 +164,7 @@ def test_a_trained_run_is_scored_and_its_split_decoded(
     of = ["--data", str(small_data), "--beams", "2"]
     assert program.main(["score", *by, *of]) == 0
     said = capsys.readouterr()
+    assert "a file this run was trained on; --split dev scores the rows held out" in said.err
     folder = Path("run") / f"{small_data.stem}-test"
     found = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert found["tables"] == 40 and found["decoding"]["beams"] == 2
@@ -174,11 +178,41 @@ def test_a_trained_run_is_scored_and_its_split_decoded(
     assert capsys.readouterr().out == (folder / "outputs.txt").read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def books(tmp_path, small_model, monkeypatch, capsys) -> list[str]:
+    """The flags that name a run on columns of its own, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"Book {n},{1900 + n},Book {n} is a book." for n in range(8)]
+    Path("books.csv").write_text("\n".join(["title,year,blurb", *rows]), encoding="utf-8")
+    flags = f"train --model {small_model} --data books.csv --text-field blurb --max-steps 1"
+    flags += " --input-template {title} --prefix-length 2 --evals 1 --device cpu --out run"
+    assert program.main(flags.split()) == 0
+    capsys.readouterr()
+    return ["--run", "run", "--model", str(small_model), "--max-new-tokens", "3", "--beams", "1"]
+
+
+def test_rows_are_read_as_in_training(books: list[str], capsys) -> None:
+    Path("more.csv").write_text("title,year,blurb\nEmma,,It is a book.\n", encoding="utf-8")
+    assert program.main(["score", *books, "--data", "more.csv"]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    references = Path("run/more-test/references.txt")
+    assert references.read_text(encoding="utf-8") == "It is a book.\n"
+    assert program.main(["sample", *books, "--data", "more.csv"]) == 0
+    written = capsys.readouterr().out
+    # New rows have no sentences yet, and the template needs no year.
+    Path("new.csv").write_text("title;year\nEmma;\n;1815\n", encoding="utf-8")
+    assert program.main(["sample", *books, "--input", "new.csv"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"{written}\n" and "line 3: 'title' is missing or empty" in said.err
+    assert program.main(["score", *books, "--data", "more.csv", "--text-field", "year"]) == 2
+    assert "line 2: the text is empty" in capsys.readouterr().err
+
+
 def test_what_score_and_sample_refuse(capsys) -> None:
     for flags, what in (
         (("score",), "--data is needed"),
         (("score", "--data", "sample", "--beams", "0"), "beams must be positive"),
-        (("sample", "--table", "a[b]", "--split", "dev"), "--split and --text-field go with"),
+        (("sample", "--table", "a[b]", "--split", "dev"), "--split and --text-field need --data"),
         (("sample", "--table", "a[b]", "--data", "e2e"), "and only one"),
     ):
         assert program.main(flags) == 2

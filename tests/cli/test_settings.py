@@ -52,7 +52,7 @@ def test_attention_is_chosen_by_name_and_told(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("gpu", "weights", "why"),
     [
-        (False, (True, "cached"), "there is no GPU"),
+        (False, (True, "cached"), "no GPU found"),
         (True, (False, "no network"), "no network"),
     ],
 )

@@ -45,7 +45,7 @@ def assert_ended(folder: Path) -> None:
 
 def test_a_backend_that_is_not_there(flags, tmp_path: Path) -> None:
     done = call("train.py", *flags, MPLBACKEND="nonsense")
-    assert done.returncode == 0 and b"Written: run/prefix.safetensors" in done.stdout
+    assert done.returncode == 0 and b"Saved run/prefix.safetensors" in done.stdout
     assert b"loss.png" not in done.stdout and not (tmp_path / "run" / "loss.png").exists()
     assert done.stderr.startswith(b"loss.png cannot be drawn: ValueError: Key backend: 'nonsense'")
     assert done.stderr.count(b"\n") == 1
@@ -115,7 +115,7 @@ def test_streams_that_are_no_files(flags, tmp_path: Path) -> None:
     with contextlib.redirect_stdout(Log()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert train.main(flags) == 0
         assert train.main(flags) == 2
-    assert "Written: run/prefix.safetensors" in out.text
+    assert "Saved run/prefix.safetensors" in out.text
     assert err.getvalue() == "train.py: run: not empty; name a new --out, or --resume it\n"
 
 
@@ -206,8 +206,11 @@ def test_a_notebook(flags, tmp_path: Path) -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert "Written: run/prefix.safetensors, and beside it log.jsonl and loss.png" in said["stdout"]
-    assert "Writing by the prefix" in said["stderr"]
+    assert (
+        "Saved run/prefix.safetensors, with log.jsonl and loss.png in the same folder."
+        in said["stdout"]
+    )
+    assert "Using the prefix" in said["stderr"]
     assert "sample.py: ']' is missing" in said["stderr"]
 
 

@@ -131,7 +131,7 @@ def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "cut" / "log.jsonl").open()]
     assert seconds == sorted(seconds) and seconds[0] > 0
-    assert "has ended" in failure(capsys, ["--resume", "cut"])
+    assert "has finished" in failure(capsys, ["--resume", "cut"])
 
 
 LONG = ["--epochs", "30", "--evals", "30"]
@@ -204,7 +204,7 @@ def test_a_hang_up_that_is_ignored_stops_nothing(flags, tmp_path: Path) -> None:
     until_begun(process, tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 0
-    assert "Written: " in (tmp_path / "said.txt").read_text()
+    assert "Saved " in (tmp_path / "said.txt").read_text()
 
 
 def test_the_same_run_twice_gives_the_same_prefix_file(flags, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_printed_commands_can_be_pasted(
     (tmp_path / name / "run.json").write_text(json.dumps({**content, "result": None}))
     with pytest.raises(CheckpointError) as caught:
         kept_by(Path(name))
-    command = str(caught.value).partition("to go on: ")[2]
+    command = str(caught.value).partition("to continue: ")[2]
     assert shlex.split(command) == ["python", "train.py", "--resume", name]
 
 
@@ -238,7 +238,7 @@ def test_printed_commands_can_be_pasted(
     [
         (["--model", "gpt3"], "unknown model 'gpt3'; known: tiny, gpt2, "),
         (["--model", "no/such/folder"], "unknown model"),
-        (["--data", "no.csv"], "no such file"),
+        (["--data", "no.csv"], "no such file or folder (e2e and sample need none)"),
         (["--lr", "0"], "lr must be positive"),
         (["--lr", "nan"], "lr must be positive"),
         (["--lr", "inf"], "lr must be finite"),
@@ -270,7 +270,10 @@ def test_bad_flags(argv: list[str], what: str, flags, capsys, tmp_path: Path) ->
     ("content", "what"),
     [
         (b"", "no examples"),
-        (b"table,text\nname[A],A.\n", "columns mr and ref"),
+        (
+            b"table,text\nname[A],A.\n",
+            "the columns are table, text; name the one with the sentences by --text-field",
+        ),
         (b"mr,ref\nname[,A.\n", "line 2"),
         (b"mr,ref\nname[A],caf\xe9\n", "not UTF-8"),
     ],

@@ -29,6 +29,8 @@ def made(tmp_path_factory, small_model: Path, small_data: Path) -> Path:
         assert train.main([*flags, "--mode", mode, "--out", str(folder / name)]) == 0
     assert train.main([*flags, "--mode", "finetune", "--out", str(folder / "tuned")]) == 0
     model = load_model(folder / "model", "cpu")
+    shutil.copytree(folder / "prefix", folder / "sweep" / "seed=0")
+    (folder / "sweep" / "sweep.json").touch()
     call = Call(torch.zeros(32), torch.zeros(0, 32))
     save_calls(folder / "calls.safetensors", model, {"a": call}, {})
     return folder
@@ -52,19 +54,23 @@ CHECKPOINT = "prefix/checkpoint/step-00000002.safetensors"
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--run", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix"),
-        (("--prefix", CHECKPOINT), "a checkpoint: --resume takes its run's folder"),
-        (("--prefix", "lora/lora.safetensors"), "LoRA: sample.py takes it by --lora"),
-        (("--prefix", "prefix"), "a run's folder: --run and --resume take it"),
-        (("--prefix", "model/model.safetensors"), "a model's weights: --model takes their folder"),
-        (("--prefix", "calls.safetensors"), "the calls of a bank: --bank takes their folder"),
-        (("--lora", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix"),
-        (("--lora", "model"), "a model's folder: --model takes it"),
-        (("--run", "tuned/model"), "a model's folder: --model takes it"),
+        (("--run", "prefix/prefix.safetensors"), "a prefix; give it to sample's --prefix"),
+        (("--prefix", CHECKPOINT), "a checkpoint; give its run's folder to --resume"),
+        (("--prefix", "lora/lora.safetensors"), "LoRA; give it to sample's --lora"),
+        (("--prefix", "prefix"), "a run's folder; give it to --run"),
+        (
+            ("--prefix", "model/model.safetensors"),
+            "a model's weights; give their folder to --model",
+        ),
+        (("--prefix", "calls.safetensors"), "the calls of a bank; give their folder to --bank"),
+        (("--lora", "prefix/prefix.safetensors"), "a prefix; give it to sample's --prefix"),
+        (("--lora", "model"), "a model's folder; give it to --model"),
+        (("--run", "tuned/model"), "a model's folder; give it to --model"),
         (("--run", CHECKPOINT), "a checkpoint"),
+        (("--run", "sweep"), "a sweep's folder; give that of one of its runs: sweep/seed=0"),
         (
             ("--model", "tuned"),
-            "a run's folder: --run and --resume take it, and --model its model/",
+            "a run's folder; give it to --run or --resume, or its model/ to --model",
         ),
         (("--model", "lora/lora.safetensors"), "LoRA"),
     ],
@@ -77,7 +83,10 @@ def test_one_in_the_place_of_another(flags, what: str, place, sample, capsys) ->
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--resume", "prefix/prefix.safetensors"), "a prefix: sample.py takes it by --prefix, "),
+        (
+            ("--resume", "prefix/prefix.safetensors"),
+            "a prefix; give it to sample's --prefix or train's",
+        ),
         (("--resume", "model"), "a model's folder"),
         (("--init-prefix", CHECKPOINT), "a checkpoint"),
         (("--init-prefix", "prefix"), "a run's folder"),
@@ -103,20 +112,23 @@ def test_what_is_none_of_these_is_told_as_before(place, sample, capsys) -> None:
 @pytest.mark.parametrize(
     ("run", "what"),
     [
-        ("prefix", "to train on from its prefix: --init-prefix prefix/prefix.safetensors"),
-        ("tuned", "to train on from its model: --model tuned/model"),
+        (
+            "prefix",
+            "to train further, start a new run with --init-prefix prefix/prefix.safetensors",
+        ),
+        ("tuned", "to train further, start a new run with --model tuned/model"),
         ("lora", "nothing is left to do"),
         ("both", "nothing is left to do"),
     ],
 )
 def test_a_run_that_has_ended(run: str, what: str, place, capsys, tmp_path: Path) -> None:
     said = told(train, capsys, "--resume", run)
-    assert said == [f"train.py: {run}: this run has ended; {what}"]
+    assert said == [f"train.py: {run}: this run has finished; {what}"]
     if "--" in what:  # and so it can be done
         flags = ["--data", "small.csv", "--device", "cpu", "--max-steps", "1"]
         if run == "prefix":
             flags += ["--model", "model"]
-        flags += what.partition(": ")[2].split()
+        flags += what.partition(" with ")[2].split()
         told(train, capsys, *flags, "--out", str(tmp_path / "on"), code=0)
 
 
@@ -143,6 +155,9 @@ def test_flags_of_another_mode(flags, what: str, place, capsys) -> None:
         (("--mode", "sing"), "invalid choice 'sing' for argument '--mode'."),
         (("--optimizer", "sgd"), "invalid choice 'sgd' for argument '--optimizer'."),
         (("--frobnicate",), "unknown arguments: --frobnicate"),
+        (("--resume",), "--resume: a value is missing"),
+        (("--learning-rate", "abc"), "--lr: 'abc' is not a number"),
+        (("--seed", "1.5"), "--seed: '1.5' is not a whole number"),
         (
             ("--learning-rate", "-1", "--model", "model", "--data", "small.csv"),
             "lr must be positive",
@@ -155,7 +170,7 @@ def test_flags_that_cannot_be(flags, what: str, place, capsys) -> None:
 
 
 def unseen(lines: list[str]) -> list[str]:
-    start = "sample.py: training never saw the slot "
+    start = "sample.py: warning: slots missing from the training data: "
     return [line.removeprefix(start) for line in lines if line.startswith(start)]
 
 
@@ -181,14 +196,14 @@ def test_slots_that_training_never_saw(flags, place, sample, capsys) -> None:
     for lines, expected in ((seen, []), (seen + other, ["eat_type, Name, area, price"])):
         (place / "tables.txt").write_text("\n".join(lines))
         said = unseen(told(sample, capsys, *flags, code=0))
-        assert said == [f"{names}; it saw eatType, name" for names in expected]
+        assert said == [f"{names} (it has eatType, name)" for names in expected]
 
 
 def test_the_shipped_prefix_knows_its_slots(sample, capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ("--beams", "1", "--max-new-tokens", "2", "--device", "cpu")
     said = unseen(told(sample, capsys, "--table", "name[A], eat_type[pub]", *flags, code=0))
-    assert len(said) == 1 and said[0].startswith("eat_type; it saw area, customer rating, eatType")
+    assert len(said) == 1 and said[0].startswith("eat_type (it has area, customer rating, eatType")
 
 
 def test_slots_without_number_are_not_warned_of(place, sample, capsys, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import train
 from mingpt_prefix.data.datasets import load_split
 from mingpt_prefix.data.parsing import LeftOut, told_left_out
-from mingpt_prefix.data.readers import USUAL, Columns, read_csv, read_examples
+from mingpt_prefix.data.readers import read_csv, read_examples
+from mingpt_prefix.data.rows import USUAL, Columns
 from mingpt_prefix.data.tables import Example, Table, linearize, parse_table
 from mingpt_prefix.errors import DataError
 
@@ -315,7 +316,10 @@ def test_the_usual_files_go_with_a_template_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("title,blurb,title\nA,B,C\n", "'title' must be one of the columns, once"),
+        (
+            "title,blurb,title\nA,B,C\n",
+            "several columns 'title'.* the columns are title, blurb, title",
+        ),
         ("title,blurb\nA,B,C\n", "line 2: 3 fields under 2 columns"),
         ("title,blurb\nA, \n", "line 2: the text is empty"),
         ("title,blurb\n,B\n", "line 2: the table is empty"),

@@ -63,8 +63,6 @@ def test_any_slot_names_and_values(text: str, slots: tuple[tuple[str, str], ...]
 @pytest.mark.parametrize(
     ("text", "position", "what"),
     [
-        ("", 0, "empty"),
-        (" \n\t ", 0, "empty"),
         ("name", 4, "'[' is missing"),
         ("name, food[Thai]", 4, "'[' is missing"),
         ("name]", 4, "'[' is missing"),
@@ -111,6 +109,12 @@ def test_bad_text(text: str, position: int, what: str) -> None:
     assert f"at character {position}" in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("text", ["", " \n\t "])
+def test_an_empty_table_has_no_place_to_show(text: str) -> None:
+    with pytest.raises(TableError, match="^the table is empty$"):
+        parse_table(text)
 
 
 def test_a_mistake_deep_inside_shows_its_surroundings() -> None:

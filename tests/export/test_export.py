@@ -88,7 +88,7 @@ def peft_trained(base: Path, folder: Path, projection: bool) -> torch.nn.Module:
 
 def test_peft_loads_what_we_trained(base, ours, file, tmp_path: Path, capsys) -> None:
     assert main(["--to", "peft", str(file), str(tmp_path / "adapter")]) == 0
-    assert capsys.readouterr().out == f"Written: {tmp_path / 'adapter'}.\n"
+    assert capsys.readouterr().out == f"Saved {tmp_path / 'adapter'}.\n"
     model = peft.PeftModel.from_pretrained(peer_of(base), str(tmp_path / "adapter")).eval()
     assert model.active_peft_config.num_virtual_tokens == P
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_runs_that_have_no_prefix_to_give(file: Path, tmp_path: Path, capsys) ->
     for content, what in (
         (None, "no such file; a run's folder has one"),
         ({"config": {"mode": "finetune"}, "result": {}}, "a run of another mode"),
-        ({"config": {"mode": "prefix"}, "result": None}, "has not ended"),
+        ({"config": {"mode": "prefix"}, "result": None}, "has not finished"),
     ):
         if content:
             (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
@@ -464,6 +464,7 @@ def test_another_model_s_adapter(base: Path, adapter: Path, tmp_path: Path) -> N
     [
         (["a", "b"], "one of --to and --from"),
         (["--to", "peft", "--from", "peft", "a", "b"], "one of --to and --from"),
+        (["--to", "peft", "a"], "missing: TARGET the folder or file to write."),
         (["--to", "peft", "missing", "b"], "missing: no such file"),
         (["--to", "peft", "a", "b", "--input-template", "x"], "goes with --from"),
         (["--to", "onnx", "a", "b"], "onnx"),

@@ -80,7 +80,7 @@ def test_peft_loads_what_we_trained(
 ) -> None:
     file = save(tmp_path / "mine.safetensors", ours, targets)
     assert main(["--to", "peft", str(file), str(tmp_path / "adapter")]) == 0
-    assert capsys.readouterr().out == f"Written: {tmp_path / 'adapter'}.\n"
+    assert capsys.readouterr().out == f"Saved {tmp_path / 'adapter'}.\n"
     model = peft.PeftModel.from_pretrained(peer_of(base), str(tmp_path / "adapter")).eval()
     # What is changed is what was asked for, and nothing more.
     held = {name for name, _ in model.named_parameters() if "lora_A" in name}

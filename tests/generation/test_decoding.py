@@ -257,7 +257,7 @@ def test_little_of_the_distribution_is_greedy(model, prompts) -> None:
         ({"length_penalty": math.nan}, "length-penalty must lie in"),
         ({"length_penalty": 300.0}, r"length-penalty must lie in \[-10, 10\], not 300.0"),
         ({"length_penalty": 10**401}, "length-penalty must lie in"),
-        ({"beams": 2, "temperature": 1.0}, "beams above 1 exclude"),
+        ({"beams": 2, "temperature": 1.0}, "top-p need beams 1"),
         ({"prefix_ids": [0]}, "prefix-ids must lie in"),
         ({"prefix_ids": [-1, -1]}, "prefix-ids: 2 values for 1 prompts"),
         ({"seed": [1, 2]}, "seed: 2 values for 1 prompts"),

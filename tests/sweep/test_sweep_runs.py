@@ -134,7 +134,7 @@ def test_one_that_diverges_is_told_and_the_others_go_on(flags, capsys) -> None:
     said = capsys.readouterr().out
     assert f"lr=1e35  stopped at step {wild['stopped']['step']}: the loss is" in said
     assert train.main(["--resume", "s"]) == 2
-    assert "this sweep has ended" in capsys.readouterr().err
+    assert "this sweep has finished" in capsys.readouterr().err
 
 
 def test_several_tasks(flags, small_data: Path) -> None:
