@@ -28,7 +28,8 @@ class TableFlags:
     table: str | None = None
     """one table: "name[The Mill], eatType[pub]", JSON such as {"name": "The Mill"}, or triples"""
     input: Annotated[str | None, _FILE] = None
-    """a file of tables, one per line, or a CSV file with a column mr; - reads stdin"""
+    """a file of tables, one per line, or a CSV file: a table per row, from the columns that the run was
+    trained on, or from a column mr; - reads stdin"""
     scores: bool = False
     """begin each line with the sentence's score and a tab; the score is the log-probability,
     with beam search divided as --length-penalty describes"""
@@ -140,7 +141,7 @@ class SampleConfig(
 
     DEFAULTS: ClassVar[Mapping[str, str]] = {
         "split": "test",
-        "text_field": "text",
+        "text_field": "that of the run, or text",
         "run": "the newest finished run in runs/, else the embedded model's prefix",
         "beams": f"{BEAMS}, or 1 with --temperature, --top-k or --top-p",
     }
@@ -158,7 +159,7 @@ class SampleConfig(
 
     @property
     def columns(self) -> Columns:
-        """How the user's own files are read: as in training, but for --text-field.
+        """How the user's own files are read: as in training, except for --text-field.
 
         Raises:
             CheckpointError: as `kept_by` for the run that writes.
