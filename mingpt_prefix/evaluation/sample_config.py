@@ -28,8 +28,8 @@ class TableFlags:
     table: str | None = None
     """one table: "name[The Mill], eatType[pub]", JSON such as {"name": "The Mill"}, or triples"""
     input: Annotated[str | None, _FILE] = None
-    """a file of tables, one per line, or a CSV file: a table per row, from the columns that the run was
-    trained on, or from a column mr; - reads stdin"""
+    """a file of tables, one per line, or a CSV file with one per row, in the columns that the run
+    was trained on or in a column mr; - reads stdin"""
     scores: bool = False
     """begin each line with the sentence's score and a tab; the score is the log-probability,
     with beam search divided as --length-penalty describes"""
