@@ -186,7 +186,7 @@ def test_runs(flags, length, small_model, small_data, tmp_path: Path, monkeypatc
     # What the run said of its first dev table, sample.py's writer says too.
     writer = open_pipeline(SampleConfig(run=Path("run"), model=str(small_model)))
     assert writer.placement == info.placement
-    said = next(line for line in out.splitlines() if line.startswith("  says"))
+    said = next(line for line in out.splitlines() if line.startswith("  output"))
     table = next(line for line in out.splitlines() if line.startswith("  table"))
     (text,) = writer.write([parse_table(table.split(maxsplit=1)[1])], Decoding())
     assert text == said.split(maxsplit=1)[1] if len(said.split()) > 1 else text == ""
