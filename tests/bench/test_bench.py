@@ -45,6 +45,7 @@ def test_block_sizes_are_checked_where_they_cannot_be_timed(tmp_path: Path) -> N
     assert done.returncode == 1 and done.stderr.startswith("bench/tiles.py: it needs a GPU")
 
 
+@pytest.mark.slow
 def test_steps_are_timed_beside_the_peers_in_processes_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     path = tmp_path / "speed.json"

@@ -101,7 +101,10 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("mode", KEPT)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=[pytest.mark.slow] if "lora" in mode else []) for mode in KEPT],
+)
 def test_ctrl_c_saves_and_resume_ends_at_the_same_bytes(
     mode: str, flags, tmp_path: Path, capsys
 ) -> None:
