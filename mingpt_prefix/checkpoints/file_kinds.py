@@ -10,7 +10,7 @@ from mingpt_prefix.errors import listed
 SWEEP_FILE = "sweep.json"
 _WORDS = {
     "run": "a run's folder; give it to --run or --resume, or its model/ to --model",
-    "sweep": "a sweep's folder; give that of one of its runs",
+    "sweep": "a sweep's folder; give one of its runs to --run",
     "prefix": "a prefix; give it to sample's --prefix or train's --init-prefix",
     "LoRA": "LoRA; give it to sample's --lora",
     "calls": "the calls of a bank; give their folder to --bank",
@@ -26,7 +26,7 @@ def instead_of(kind: str, path: Path) -> str | None:
     found = _kind_of(path)
     if found in (None, kind):
         return None
-    runs = listed(str(each.parent) for each in path.glob("*/run.json")) if found == "sweep" else ""
+    runs = listed(each.parent.name for each in path.glob("*/run.json")) if found == "sweep" else ""
     return f"this is {_WORDS[found]}{runs and f': {runs}'}"
 
 

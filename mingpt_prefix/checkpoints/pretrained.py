@@ -147,7 +147,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         pass  # not a device's name, or none of its kind here
     if name == "cuda":
-        raise ConfigError("device cuda: no GPU was found; use cpu")
+        raise ConfigError("device cuda: no GPU was found")
     known = ", ".join(("auto", *DEVICES))
     raise ConfigError(f"device '{printable(name)}' is unknown or absent here; known: {known}")
 

@@ -144,7 +144,7 @@ def unknown(given: Sequence[str], kind: type, groups: Sequence[str]) -> str:
     known = [flag.option for _, flags in groups_of(kind, groups) for flag in flags]
     foreign = {f"--{name}": f"--{own}" for name, own in FOREIGN.items() if f"--{own}" in known}
     if "--mode" in known:
-        foreign |= {mode: f"--mode {mode}" for mode in get_args(Mode)}
+        foreign |= {mode: f"--mode {mode}" for mode in get_args(Mode) if mode in given}
     meant = []
     for text in given:
         name = text.partition("=")[0].replace("_", "-")

@@ -63,13 +63,13 @@ def run(config: ScoreConfig) -> int:
 
     test = TestSet(config.data, config.split or "test", config.columns)
     warn_of_training_data(config, test)
+    beside = config.writing_run or Path()  # before another run finishes, which is then the newest
     pipeline = open_pipeline(config)
     print(f"Using {pipeline.origin}.", file=sys.stderr)
     said = write(pipeline, test, config)
     found = test.score_or_less(said)
     about = {"data": test.data, "split": test.split, "tables": len(said), "by": pipeline.origin}
-    run = config.writing_run or Path()
-    folder = config.out or run / f"{Path(test.data).stem}-{test.split}"
+    folder = config.out or beside / f"{Path(test.data).stem}-{test.split}"
     test.save(folder, said, {**about, "decoding": asdict(decoding), **found})
     for name, value in found["scores"].items():
         say(f"{name:<8}{value:.4f}")

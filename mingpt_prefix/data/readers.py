@@ -29,6 +29,7 @@ from mingpt_prefix.data.rows import (
     USUAL,
     Columns,
     by_column,
+    check_header,
     csv_rows,
     fitted,
     table_from_fields,
@@ -98,16 +99,13 @@ def _row_reader(header: list[str], columns: Columns) -> Callable[[list[str]], Ex
             return checked_example(tables[row[mr]], row[ref])
 
         return read_usual
-    found = f"the columns are {printable(', '.join(header), 100)}"
     if not columns:
+        found = f"the columns are {printable(', '.join(header), 100)}"
         how = "name the one with the sentences by --text-field"
         raise DataError(f"no columns 'mr' and 'ref', once each; {found}; {how}")
-    text = columns.text or "text"
-    for needed in (text, *(columns.inputs or filter(None, header))):
-        if header.count(needed) != 1:
-            how_many = "several columns" if needed in header else "no column"
-            flag = "--text-field" if needed == text else "--input-template"
-            raise DataError(f"{how_many} '{printable(needed)}' ({flag}); {found}")
+    check_header(header, [columns.text or "text"], " (--text-field)")
+    flag = " (--input-template)" * bool(columns.inputs)
+    check_header(header, columns.inputs or filter(None, header), flag)
 
     def read_own(row: list[str]) -> Example:
         return _example_from_fields(by_column(header, row), columns)

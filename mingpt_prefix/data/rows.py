@@ -65,6 +65,19 @@ def fitted(row: list[str], width: int) -> list[str]:
     return row[:width]
 
 
+def check_header(header: list[str], names: Iterable[str], flag: str = "") -> None:
+    """Check that each of `names` is one column.
+
+    Raises:
+        DataError: naming the first that is not, `flag` (which gave it), and the columns.
+    """
+    for name in names:
+        if header.count(name) != 1:
+            how_many = "several columns" if name in header else "no column"
+            found = printable(", ".join(header), 100)
+            raise DataError(f"{how_many} '{printable(name)}'{flag}; the columns are {found}")
+
+
 def by_column(header: list[str], row: list[str]) -> dict[str, str]:
     """The fields by their columns. One without a name may stand there, but hold nothing."""
     return {n: value for n, value in zip(header, row, strict=True) if n or value.strip()}

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 from mingpt_prefix.data.parsing import parse_json
-from mingpt_prefix.data.rows import USUAL, Columns, by_column, csv_rows, fitted, table_from_fields
+from mingpt_prefix.data.rows import (
+    USUAL,
+    Columns,
+    by_column,
+    check_header,
+    csv_rows,
+    fitted,
+    table_from_fields,
+)
 from mingpt_prefix.data.tables import Table, parse_bars, parse_table, table_from_json
 from mingpt_prefix.errors import DataError, MingptPrefixError, TableError, printable
 
@@ -20,8 +28,11 @@ def iter_tables(
     """Read one table a line, lazily: (line number from 1, the table or what is wrong with it).
 
     Every line gives one item, an empty one an error, so that answers stay in step with lines. If
-    the first line is the header of CSV with a column `mr`, each row under it gives one. So it does
-    with `columns`, which are the user's own, if the first line is no table.
+    the first line is the header of CSV with a column `mr`, each row under it gives one. With
+    `columns`, the user's own, any first line is a header if neither of the first two is a table.
+
+    Raises:
+        DataError: if an input is not one of the header's columns, or is several.
     """
     lines = (line.removeprefix("\ufeff") for line in lines)
     begin = list(islice(lines, 2))
@@ -29,8 +40,8 @@ def iter_tables(
     items: Iterable[tuple[int, str | Table | Exception]] = enumerate(lines, 1)
     if len(begin) == 2 and begin[0].strip():
         header = next((row for _, row in csv_rows(begin)), [])
-        is_own = columns is not None and not _is_table(begin[0])
-        if isinstance(header, list) and (is_own or _is_of_tables(header)):
+        is_own = columns is not None and not any(map(_is_table, begin))
+        if header and isinstance(header, list) and (is_own or _is_of_tables(header)):
             items = _csv_tables(lines, columns or USUAL)
     for number, item in items:
         try:
@@ -59,6 +70,8 @@ def _csv_tables(
     rows = csv_rows(lines)
     header = [name.strip() for name in next(rows)[1]]
     column = [name.lower() for name in header].index("mr") if _is_of_tables(header) else None
+    if column is None:
+        check_header(header, columns.inputs or filter(None, header))
     for line, row in rows:
         try:
             if isinstance(row, csv.Error):

@@ -46,7 +46,8 @@ class DataFlags:
     """the split of --data to use; test-known is the sample's second test set, with names made of
     words from training"""
     text_field: str | None = None
-    """the column or field of your own files that contains the reference sentences"""
+    """the column or field of your own files that contains the reference sentences; "" for files
+    with the columns mr and ref"""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class SampleConfig(
         """How the user's own files are read: as in training, except for --text-field.
 
         Raises:
-            CheckpointError: as `kept_by` for the run that writes.
+            CheckpointError, ConfigError: as `kept_by` and `template_fields` for the run.
         """
         if (run := self.writing_run) is None or self.data in ("e2e", "sample"):
             return Columns(text=self.text_field) if self.text_field else USUAL

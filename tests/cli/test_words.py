@@ -67,7 +67,7 @@ CHECKPOINT = "prefix/checkpoint/step-00000002.safetensors"
         (("--lora", "model"), "a model's folder; give it to --model"),
         (("--run", "tuned/model"), "a model's folder; give it to --model"),
         (("--run", CHECKPOINT), "a checkpoint"),
-        (("--run", "sweep"), "a sweep's folder; give that of one of its runs: sweep/seed=0"),
+        (("--run", "sweep"), "a sweep's folder; give one of its runs to --run: seed=0"),
         (
             ("--model", "tuned"),
             "a run's folder; give it to --run or --resume, or its model/ to --model",

@@ -20,6 +20,7 @@ from mingpt_prefix.data import datasets as data
 from mingpt_prefix.data.datasets import e2e_available, group_references, load_examples, load_split
 from mingpt_prefix.data.encoding import encode_example
 from mingpt_prefix.data.readers import read_csv, read_examples
+from mingpt_prefix.data.rows import Columns
 from mingpt_prefix.data.spellings import iter_tables
 from mingpt_prefix.data.tables import Example, Table, format_table, linearize, parse_table
 from mingpt_prefix.data.tokenizer import load_tokenizer
@@ -492,6 +493,21 @@ def test_iter_tables_reads_csv(content: str) -> None:
     found = [item for _, item in iter_tables(lines)]
     expected = [Table((("name", f'Inn "{n}"'), ("food", "Thai"))) for n in range(3)]
     assert found == expected
+
+
+@pytest.mark.parametrize("content", [",,\n,,\n", "sep=;\n\n", ',,\n,,\n"abc', "name[A\nname[B]\n"])
+def test_iter_tables_takes_no_header_from_what_has_none(content: str) -> None:
+    found = list(iter_tables(content.splitlines(keepends=True), Columns(("title",))))
+    assert [number for number, _ in found] == list(range(1, len(content.splitlines()) + 1))
+    assert isinstance(found[0][1], TableError)
+
+
+@pytest.mark.parametrize(
+    ("header", "what"), [("title,blurb,title", "several columns 'title'"), ("blurb", "no column")]
+)
+def test_iter_tables_refuses_a_header_that_training_refuses(header: str, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        list(iter_tables([f"{header}\n", "A,x,B\n"], Columns(("title",))))
 
 
 def test_iter_tables_goes_on_after_a_bad_row() -> None:
