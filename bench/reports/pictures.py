@@ -42,7 +42,7 @@ def length_curve(record: dict, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(lengths, [str(n) for n in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("prefix rows a layer")
+    axes.set_xlabel("prefix rows per layer")
     axes.set_ylabel("BLEU on the test set")
     axes.set_title(f"{record['model']} on {record['data']}")
     axes.grid(alpha=0.3)
