@@ -62,14 +62,14 @@ def run(config: ScoreConfig) -> int:
     from mingpt_prefix.evaluation.test_set import TestSet
 
     test = TestSet(config.data, config.split or "test", config.columns)
-    warn_of_training_data(config, test)
-    beside = config.writing_run or Path()  # before another run finishes, which is then the newest
+    beside = config.writing_run  # before another run finishes, which is then the newest
+    warn_of_training_data(beside, test)
     pipeline = open_pipeline(config)
     print(f"Using {pipeline.origin}.", file=sys.stderr)
     said = write(pipeline, test, config)
     found = test.score_or_less(said)
     about = {"data": test.data, "split": test.split, "tables": len(said), "by": pipeline.origin}
-    folder = config.out or beside / f"{Path(test.data).stem}-{test.split}"
+    folder = config.out or (beside or Path()) / f"{Path(test.data).stem}-{test.split}"
     test.save(folder, said, {**about, "decoding": asdict(decoding), **found})
     for name, value in found["scores"].items():
         say(f"{name:<8}{value:.4f}")
@@ -98,9 +98,9 @@ def write(pipeline: "Pipeline", test: "TestSet", config: ScoreConfig) -> list[st
     return [text if isinstance(text, str) else "" for text in said]
 
 
-def warn_of_training_data(config: ScoreConfig, test: "TestSet") -> None:
+def warn_of_training_data(run: Path | None, test: "TestSet") -> None:
     """On stderr: that a file which is used whole was trained on."""
-    path, run = Path(test.data), config.writing_run
+    path = Path(test.data)
     if run is None or test.split != "test" or not path.is_file():
         return
     sources = kept_by(run).settings.get("data")

@@ -13,7 +13,7 @@ from tyro.conf import UseAppendAction, arg
 
 from mingpt_prefix.checkpoints.run_folder import RUNS, kept_by, newest_finished
 from mingpt_prefix.config import Decoding, Split
-from mingpt_prefix.data.rows import USUAL, Columns
+from mingpt_prefix.data.rows import Columns
 from mingpt_prefix.data.templates import template_fields, text_format_of
 
 BEAMS = 5
@@ -166,7 +166,7 @@ class SampleConfig(
             CheckpointError, ConfigError: as `kept_by` and `template_fields` for the run.
         """
         if (run := self.writing_run) is None or self.data in ("e2e", "sample"):
-            return Columns(text=self.text_field) if self.text_field else USUAL
+            return Columns(text=self.text_field or "")
         kept = kept_by(run)
         inputs = template_fields(text_format_of(kept.template)) if kept.template else ()
         text = kept.settings.get("text_field") if self.text_field is None else self.text_field
