@@ -82,7 +82,7 @@ def sentences_table(record: dict) -> str:
     """Markdown of a record of bench/sentences.py: each table, what is said of it and its faults."""
     lines = []
     for number, row in enumerate(record["sentences"], 1):
-        wrong = ", ".join(f"{_fault(kind)}: {what}" for kind, what in row["faults"]) or "right"
+        wrong = ", ".join(f"{kind}: {what}" for kind, what in row["faults"]) or "right"
         lines += [f"{number}. `{row['table']}`<br>{row['says']}<br>**{wrong}**"]
     right = sum(not row["faults"] for row in record["sentences"])
     count = f"{right} of these {len(lines)} are right."
@@ -94,10 +94,6 @@ def sentences_table(record: dict) -> str:
 def _method(name: str) -> str:
     """A method as tables name it: records count the examples in the frozen model's prompts."""
     return name.replace(" 0 examples", " zero-shot").replace(" examples", "-shot")
-
-
-def _fault(kind: str) -> str:
-    return kind.replace("lacking", "omitted")
 
 
 def _metric_cells(rows: Sequence[dict]) -> list[str]:

@@ -21,7 +21,7 @@ from mingpt_prefix import tiny
 SLOTS = (
     "name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near",
 )  # fmt: skip
-FAULTS = ("lacking", "invented", "garbled", "repeated")
+FAULTS = ("omitted", "invented", "garbled", "repeated")
 
 SAMPLE = tomllib.loads((Path(tiny.__file__).parent / "sample.toml").read_text(encoding="utf-8"))
 
@@ -79,7 +79,7 @@ def known_words() -> frozenset[str]:
 def faults(table: Sequence[tuple[str, str]], text: str) -> list[Fault]:
     """All that is wrong with `text` as a description of `table`.
 
-    lacking: a slot's value is not said. A name must stand somewhere as the subject, and the place
+    omitted: a slot's value is not said. A name must stand somewhere as the subject, and the place
     nearby right after a word of nearness. invented: a value, a figure or a name is said that the
     table does not have. garbled: a word is in neither the table nor the training texts. repeated: a
     slot, the name and the kind of place apart, is said twice, or a name right after itself.
@@ -90,7 +90,7 @@ def faults(table: Sequence[tuple[str, str]], text: str) -> list[Fault]:
     for slot in SLOTS:
         value, values = given.get(slot), told.get(slot, [])
         if value is not None and value not in values:
-            found.append(Fault("lacking", slot))
+            found.append(Fault("omitted", slot))
         if any(other != value for other in values):
             found.append(Fault("invented", slot))
         elif len(values) > 1 and slot != "eatType":
@@ -175,6 +175,6 @@ def _other_names(text: str, own_words: set[str]) -> list[str]:
 
 def slot_errors(table: Sequence[tuple[str, str]], text: str) -> list[str]:
     """Names of the slots whose value `text` lacks or contradicts, in the table's order."""
-    kinds = ("lacking", "invented")
+    kinds = ("omitted", "invented")
     wrong = {fault.what for fault in faults(table, text) if fault.kind in kinds}
     return [slot for slot, _ in table if slot in wrong]

@@ -134,7 +134,7 @@ def test_every_reference_is_free_of_faults(splits: Splits) -> None:
                 assert faults(table, text) == [], (table, text)
 
 
-def test_every_changed_value_is_lacking_and_invented(splits: Splits) -> None:
+def test_every_changed_value_is_omitted_and_invented(splits: Splits) -> None:
     rng = Random(0)
     for table, texts in splits["test"]:
         for at, (slot, value) in enumerate(table):
@@ -145,7 +145,7 @@ def test_every_changed_value_is_lacking_and_invented(splits: Splits) -> None:
                 other = rng.choice(others)
             changed = (*table[:at], (slot, other), *table[at + 1 :])
             found = faults(changed, texts[0])
-            assert Fault("lacking", slot) in found, (changed, texts[0])
+            assert Fault("omitted", slot) in found, (changed, texts[0])
             if slot not in ("name", "near"):
                 assert Fault("invented", slot) in found, (changed, texts[0])
             assert slot in slot_errors(changed, texts[0])
@@ -164,16 +164,16 @@ def test_every_slot_taken_out_of_the_table_is_invented(splits: Splits) -> None:
     [
         (TEXT, []),
         (TEXT.replace("Ottoline's Parlour", "Ottoline's P Karlour"),
-         [("lacking", "name"), ("garbled", "p"), ("garbled", "karlour")]),
-        (TEXT.replace("near Yew Wharf", "near Yew Wh"), [("lacking", "near"), ("garbled", "wh")]),
-        (TEXT.replace("near Yew Wharf", "near Ottoline's Parlour"), [("lacking", "near")]),
+         [("omitted", "name"), ("garbled", "p"), ("garbled", "karlour")]),
+        (TEXT.replace("near Yew Wharf", "near Yew Wh"), [("omitted", "near"), ("garbled", "wh")]),
+        (TEXT.replace("near Yew Wharf", "near Ottoline's Parlour"), [("omitted", "near")]),
         (TEXT + " It is in the old town.", [("repeated", "area")]),
         (TEXT + " It is in the city centre.", [("invented", "area")]),
         (TEXT + " It is highly rated.", [("invented", "customer rating")]),
         (TEXT + " The pub is near Yew Wharf.", [("repeated", "near")]),
         (TEXT.replace("between £20 and £25", "over £30"),
-         [("lacking", "priceRange"), ("invented", "priceRange")]),
-        (TEXT.replace(" pub", " place"), [("lacking", "eatType")]),
+         [("omitted", "priceRange"), ("invented", "priceRange")]),
+        (TEXT.replace(" pub", " place"), [("omitted", "eatType")]),
         (TEXT + " The Copper Kettle is a place.", [("invented", "name")]),
         (TEXT.replace("Parlour is", "Parlour Kitchen is"), [("invented", "name")]),
         (TEXT.replace("Ottoline's Parlour", "Ottoline's Parlour Ottoline's Parlour"),
@@ -184,17 +184,17 @@ def test_every_slot_taken_out_of_the_table_is_invented(splits: Splits) -> None:
         (TEXT + " Guests give it 4 out of 5.", [("invented", "customer rating")]),
         (TEXT + " Meals cost less than £50.", [("invented", "priceRange")]),
         (TEXT.replace("between £20 and £25", "£20-25.50"),
-         [("lacking", "priceRange"), ("invented", "priceRange")]),
+         [("omitted", "priceRange"), ("invented", "priceRange")]),
         (TEXT + " It is a bistro.", [("invented", "eatType")]),
         (TEXT + " eatType pub.", [("garbled", "eattype")]),
         (TEXT + " It isn't expensive.", [("invented", "priceRange")]),
-        ("", [("lacking", slot) for slot, _ in TABLE]),
+        ("", [("omitted", slot) for slot, _ in TABLE]),
     ],
 )  # fmt: skip
 def test_faults_of_each_kind(text: str, found: list[tuple[str, str]]) -> None:
     assert faults(TABLE, text) == found
-    lacking = {what for kind, what in found if kind == "lacking"}
-    assert slots_said(TABLE, text) == [slot for slot, _ in TABLE if slot not in lacking]
+    omitted = {what for kind, what in found if kind == "omitted"}
+    assert slots_said(TABLE, text) == [slot for slot, _ in TABLE if slot not in omitted]
 
 
 def test_a_value_of_another_slot_is_said_as_it_stands() -> None:
