@@ -105,7 +105,7 @@ def _changes(name: str, values: list[str]) -> dict[str, dict[str, object]]:
     else:
         try:
             texts = [value.capitalize() for value in values] if kind is bool else values
-            read = parse(tuple[kind, ...], texts, f"--sweep {name}", "")
+            read = tuple(parse(kind, [text], "train.py", "") for text in texts)
         except ConfigError as error:
             raise ConfigError(f"--sweep {name}: {error}") from None
     for index, value in enumerate(read):

@@ -26,8 +26,9 @@ _CHOICES = re.compile(r"(?<=Expected one of )\((.*?)\)")
 # What tyro says at length, with a flag's aliases in front of its name.
 _FLAG = r"(?:\S+/)?(--[\w-]+)"
 _NO_VALUE = re.compile(rf".*Missing value for argument '{_FLAG}'.*")
-_NO_NUMBER = re.compile(rf".*Error parsing {_FLAG}: .*(int\(\)|to float).*: '(.*)'")
-_REQUIRED = re.compile(r"Required options Missing from .*?: (.*) \(required\)")
+_NO_NUMBER = re.compile(rf".*Error parsing (?:{_FLAG})?: .*(int\(\)|to float).*: '(.*)'")
+_MISSING = re.compile(r"Required options Missing from .*?: (.*)(?<=\(required\)) ")
+_REQUIRED = re.compile(r"(\S+) (.*?) \(required\)")
 _NOT_FOR_USERS = re.compile(r" Argument helptext: .*|\bgroup-\d+\.")
 _OWN_NAME = re.compile(r"\bmingpt-prefix ([a-z]+)\b")
 # What torch says; not every message with "memory" in it means this.
@@ -84,10 +85,12 @@ def _in_short(text: str) -> str:
     if (found := _NO_VALUE.fullmatch(text)) is not None:
         return f"{found[1]}: a value is missing"
     if (found := _NO_NUMBER.fullmatch(text)) is not None:
-        return (
-            f"{found[1]}: '{printable(found[3])}' is not a {'whole ' * (found[2] == 'int()')}number"
-        )
-    return _REQUIRED.sub(lambda found: f"missing: {found[1].replace(' (required)', ' and')}.", text)
+        of, kind = f"{found[1]}: " * bool(found[1]), "whole " * (found[2] == "int()")
+        return f"{of}'{printable(found[3])}' is not a {kind}number"
+    if (found := _MISSING.match(text)) is not None:
+        missing = " and ".join(f"{name} ({what})" for name, what in _REQUIRED.findall(found[1]))
+        return f"missing: {missing}. {text[found.end() :]}"
+    return text
 
 
 def _in_order(choices: re.Match[str]) -> str:

@@ -464,7 +464,7 @@ def test_another_model_s_adapter(base: Path, adapter: Path, tmp_path: Path) -> N
     [
         (["a", "b"], "one of --to and --from"),
         (["--to", "peft", "--from", "peft", "a", "b"], "one of --to and --from"),
-        (["--to", "peft", "a"], "missing: TARGET the folder or file to write."),
+        (["--to", "peft", "a"], "missing: TARGET (the folder or file to write). For"),
         (["--to", "peft", "missing", "b"], "missing: no such file"),
         (["--to", "peft", "a", "b", "--input-template", "x"], "goes with --from"),
         (["--to", "onnx", "a", "b"], "onnx"),
