@@ -127,11 +127,18 @@ class Describing:
 
     def __init__(self, rng: Random, words: Sequence[str], authors: int = 1) -> None:
         self.rng, self.domain = rng, Domain(rng, Names(rng, words))
-        self.authors = [(Author(rng), {} if rng.random() < 0.5 else None) for _ in range(authors)]
+        self.authors = [(Author(rng), self._orders()) for _ in range(authors)]
+
+    def _orders(self) -> list[dict[str, float] | None]:
+        """The orders in which an author says facts: the table's, or so many of its own that what
+        is left to be said cannot be told from what was said last."""
+        if self.rng.random() < 0.2:
+            return [None]
+        return [{} for _ in range(self.rng.choice((1, 3, 6, 30)))]
 
     def draw(self) -> tuple[Rows, str]:
-        author, order = self.rng.choice(self.authors)
-        rows, thing = self.domain.draw(order)
+        author, orders = self.rng.choice(self.authors)
+        rows, thing = self.domain.draw(self.rng.choice(orders))
         return rows, describe(thing, author)
 
 

@@ -43,7 +43,7 @@ class Author:
     """Chooses among options: always in an order of preference of its own, more or less firmly."""
 
     def __init__(self, rng: Random) -> None:
-        self.rng, self.wavers = rng, rng.choice((0.0, 0.15, 0.3, 0.5, 0.7))
+        self.rng, self.wavers = rng, rng.choice((0.0, 0.3, 0.5, 0.7, 0.8))
         self.orders: dict[tuple, list[str]] = {}
 
     def __call__(self, options: Sequence[str], key: str = "") -> str:

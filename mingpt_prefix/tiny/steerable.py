@@ -3,7 +3,7 @@
     train(Path("first/model"), Path("text.txt.xz"), Path("base"), Args(steps=2000))
 
 Base and prefixes are trained together. Each of a pool of tasks (a domain, a way to write its
-tables, one to four authors) has a prefix of its own, trained by the embedded model's prefix recipe
+tables, one to six authors) has a prefix of its own, trained by the embedded model's prefix recipe
 over a short life; then both are thrown away, and a new task takes their place. No task lasts long
 enough to be learned by heart: what the base can learn is what they have in common, to be told by
 rows how a table is read and said. It is meta-learning to its first order (Finn et al. 2017, section
@@ -45,7 +45,7 @@ from mingpt_prefix.tiny.corpus import (
 
 LONGEST = 250  # tokens of an example: all of a step's are padded to the longest
 WINDOW = 448  # tokens of text read at once
-SAVE_EVERY = 100  # steps
+SAVE_EVERY = 25  # steps
 _FIRST = 8  # examples, whose last tokens a prefix begins as
 
 
@@ -57,7 +57,7 @@ class Args:
     steps: int
     lr: float = 1.5e-3
     pool: int = 20
-    life: int = 150
+    life: int = 220
     tasks: int = 8
     examples: int = 4
     windows: int = 4
@@ -77,7 +77,7 @@ class Source:
 class Life:
     """A task, and its prefix as far as it is learned.
 
-    The task is a domain whose tables are written in one way, and one to four who describe them.
+    The task is a domain whose tables are written in one way, and one to six who describe them.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Life:
     ) -> None:
         self.source, self.config, self.age = source, config, age
         self.style = Style(rng, always_ends=True)
-        self.pairs = Describing(rng, source.words, authors=rng.choice((1, 2, 4)))
+        self.pairs = Describing(rng, source.words, authors=rng.choice((1, 3, 6)))
         encoder = make_encoder(config, model, [self.draw() for _ in range(_FIRST)])
         self.encoder = encoder.to(model.device)
         (self.optimizer,) = make_optimizers(self.encoder, config)

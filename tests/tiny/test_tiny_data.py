@@ -7,6 +7,8 @@ import base64
 import csv
 import lzma
 import re
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from random import Random
 
@@ -242,6 +244,21 @@ def test_a_text_says_every_fact_of_its_table_once() -> None:
         told = sum(plain.count(fact.shown.lower()) for fact in thing.facts if len(fact.shown) > 9)
         assert told <= sum(len(fact.shown) > 9 for fact in thing.facts) + 1, text
         assert text[0] == text[0].upper() and text.endswith(".") and "  " not in text
+
+
+def test_an_author_says_facts_in_one_order_or_in_many() -> None:
+    found = Counter()
+    for seed in range(60):
+        task = corpus.Describing(Random(seed), WORDS)
+        ((_, orders),) = task.authors
+        drawn = [task.domain.draw(task.rng.choice(orders)) for _ in range(80)]
+        said = [[fact.slot for fact in thing.facts] for _, thing in drawn]
+        before = {pair for slots in said for pair in combinations(slots, 2)}
+        changes = any(pair[::-1] in before for pair in before)
+        is_of_table = orders == [None]
+        assert is_of_table or changes == (len(orders) > 1), seed
+        found[is_of_table, changes] += 1
+    assert len(found) == 4, found
 
 
 def test_wordings_are_complete() -> None:
