@@ -27,7 +27,7 @@ _CHOICES = re.compile(r"(?<=Expected one of )\((.*?)\)")
 _FLAG = r"(?:\S+/)?(--[\w-]+)"
 _NO_VALUE = re.compile(rf".*Missing value for argument '{_FLAG}'.*")
 _NO_NUMBER = re.compile(rf".*Error parsing (?:{_FLAG})?: .*(int\(\)|to float).*: '(.*)'")
-_MISSING = re.compile(r"Required options Missing from .*?: (.*)(?<=\(required\)) ")
+_MISSING = re.compile(r"Required options Missing from .*?: (.*\(required\)) ")
 _REQUIRED = re.compile(r"(\S+) (.*?) \(required\)")
 _NOT_FOR_USERS = re.compile(r" Argument helptext: .*|\bgroup-\d+\.")
 _OWN_NAME = re.compile(r"\bmingpt-prefix ([a-z]+)\b")

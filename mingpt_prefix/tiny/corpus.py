@@ -130,8 +130,8 @@ class Describing:
         self.authors = [(Author(rng), self._orders()) for _ in range(authors)]
 
     def _orders(self) -> list[dict[str, float] | None]:
-        """The orders in which an author says facts: the table's, or so many of its own that what
-        is left to be said cannot be told from what was said last."""
+        """The orders in which an author states facts: the table's, or one or several of its own.
+        With several, the last fact stated does not tell which one comes next."""
         if self.rng.random() < 0.2:
             return [None]
         return [{} for _ in range(self.rng.choice((1, 3, 6, 30)))]
