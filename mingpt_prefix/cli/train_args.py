@@ -132,7 +132,7 @@ class MachineFlags:
     graphs: bool = True
     """run whole steps as CUDA graphs if possible: on a GPU, with the Triton kernels"""
     grad_checkpoint: bool = False
-    """recompute activations in the backward pass: less memory, about a quarter more time"""
+    """recompute activations in the backward pass: less memory, more time"""
     shard: bool = False
     """with torchrun: split the model across the processes (finetune and pretrain only)"""
     log: Literal["tensorboard"] | None = None
