@@ -56,11 +56,11 @@ class Domain:
     def draw(self, order: dict[str, float] | None = None) -> tuple[Rows, Thing]:
         """A table's rows, and the thing that it is about, its facts in the table's order or in an
         author's own, which `order` keeps."""
-        rng = self.rng
+        rng, family = self.rng, self.family
         chosen = rng.sample(self.slots, min(rng.choice(_SIZES), len(self.slots)))
         if self.is_orderly:
             chosen.sort(key=self.slots.index)
-        pronoun = self.family["pronoun"] or ("she" if rng.random() < self.she_share else "he")
+        pronoun = family["pronoun"] or ("she" if rng.random() < self.she_share else "he")
         facts = [self._fact(name, slot, _POSSESSIVES[pronoun]) for name, slot in chosen]
         name = self.names.draw(self.name)[0]
         kind = rng.choice(self.kinds) if rng.random() < self.kind_share else None
@@ -70,9 +70,8 @@ class Domain:
             rng.shuffle(rows)
         if order is not None:
             facts.sort(key=lambda fact: order.setdefault(fact.slot, rng.random()))
-        noun = kind or rng.choice(self.family["nouns"])
-        links = tuple(self.family["links"])
-        return rows, Thing(name, noun, pronoun, links, self.family["seek"], facts)
+        noun = kind or rng.choice(family["nouns"])
+        return rows, Thing(name, noun, pronoun, tuple(family["links"]), family["seek"], facts)
 
     def _fact(self, name: str, slot: dict, its: str) -> Fact:
         rng, words, forms = self.rng, {}, slot
@@ -93,12 +92,9 @@ class Domain:
             value = said[0]
         words |= {"v": rng.choice(said), "who": rng.choice(self.family["who"])}
         words |= {"slot": name, "its": its}
-        filled = {
-            form: tuple(each.format(**words) for each in forms[form])
-            for form in FORMS
-            if form in forms
-        }
-        return Fact(name, value, filled)
+        ways = {form: forms[form] for form in FORMS if form in forms}
+        said = {form: tuple(way.format(**words) for way in ways[form]) for form in ways}
+        return Fact(name, value, said)
 
 
 class Style:
@@ -118,15 +114,17 @@ class Style:
 
     def write(self, rows: Rows) -> str:
         start, middle, end, mark = self.row
-        said = mark.join(f"{start}{self.spell(name)}{middle}{value}{end}" for name, value in rows)
-        return f"{self.label}{said}"
+        return self.label + mark.join(f"{start}{self.spell(n)}{middle}{v}{end}" for n, v in rows)
 
 
 class Describing:
-    """A domain and those who describe its tables: draws pairs of table and text."""
+    """A domain and those who describe its tables: draws pairs of table and text.
 
-    def __init__(self, rng: Random, words: Sequence[str], authors: int = 1) -> None:
-        self.rng, self.domain = rng, Domain(rng, Names(rng, words))
+    `most`: see `Names`, but for new tables, whose names are of any words.
+    """
+
+    def __init__(self, rng: Random, words: Sequence[str], authors: int = 1, most: int = 0) -> None:
+        self.rng, self.domain, self.most = rng, Domain(rng, Names(rng, words)), most
         self.authors = [(Author(rng), self._orders()) for _ in range(authors)]
 
     def _orders(self) -> list[dict[str, float] | None]:
@@ -136,7 +134,8 @@ class Describing:
             return [None]
         return [{} for _ in range(self.rng.choice((1, 3, 6, 30)))]
 
-    def draw(self) -> tuple[Rows, str]:
+    def draw(self, is_new: bool = False) -> tuple[Rows, str]:
+        self.domain.names.most = 0 if is_new else self.most
         author, orders = self.rng.choice(self.authors)
         rows, thing = self.domain.draw(self.rng.choice(orders))
         return rows, describe(thing, author)
@@ -205,8 +204,7 @@ def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 def overlap_with_sample() -> Overlap:
     """What must not be in the text that the base is trained on."""
     made = [item for split in make_sample.make().values() for item in split]
-    open_slots = ("name", "near")
-    names = [value for table, _ in made for slot, value in table if slot in open_slots]
+    names = [value for table, _ in made for slot, value in table if slot in ("name", "near")]
     return Overlap([text for _, texts in made for text in texts], names)
 
 

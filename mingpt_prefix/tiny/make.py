@@ -42,11 +42,9 @@ def write_text(english: Sequence[Path], out: Path) -> None:
     overlap = corpus.overlap_with_sample()
     part = out.with_suffix(".part")
     with lzma.open(part, "wt", encoding="utf-8", newline="\n", preset=6) as file:
-        read: list[str] = []
-        for block in _english(english, overlap):
-            read.append(block)
-            file.write(block)
-        words = corpus.everyday_words("".join(read))
+        read = "".join(_english(english, overlap))
+        file.write(read)
+        words = corpus.everyday_words(read)
         rng, left = Random(0), TABLE_BYTES
         while left > 0:
             drawn = corpus.documents(rng, words)

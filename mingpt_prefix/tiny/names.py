@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -22,6 +22,7 @@ _PARTS = {name: part.split() for name, part in WORDINGS["names"].items() if isin
 _FRAMES: dict[str, list[str]] = WORDINGS["names"]["frames"]
 _FIELD = re.compile(r"\{(.*?)\}")
 _ACCENTS = str.maketrans("aeiouncs", "áéíöüñçš")
+_FEW = 3  # frames of each kind, if `most` is set
 _SOURCES = ("words", "words", "real", "real", "invented", "letters")
 
 
@@ -44,31 +45,44 @@ def _real() -> dict[str, tuple[str, ...]]:
 
 
 class Names:
-    """`words` are everyday English ones. All that one of these draws leans to one source."""
+    """`words` are everyday English ones. All that one of these draws leans to one source.
 
-    def __init__(self, rng: Random, words: Sequence[str]) -> None:
-        self.rng, self.words = rng, words
+    `most`: how many words each place in a frame draws from, always the same ones (0: any).
+    """
+
+    def __init__(self, rng: Random, words: Sequence[str], most: int = 0) -> None:
+        self.rng, self.words, self.most = rng, words, most
+        self.kept: dict[Hashable, list[str]] = {}
         self.lean = rng.choice(("words", "real", "invented", "all", "all"))
 
     def draw(self, kind: str) -> list[str]:
         """A value by a frame of this kind: as a table shows it, then other ways to say it."""
-        return self.fill(self.rng.choice(_FRAMES[kind])).split("|")
+        frame = self._kept(kind, lambda: self.rng.choice(_FRAMES[kind]), _FEW)
+        return self.fill(frame).split("|")
 
     def fill(self, frame: str) -> str:
         """`frame` with a name, word or number for each of its fields (see wordings.toml)."""
         low = self.rng.randint(2, 95)
         high = low + self.rng.choice((2, 3, 5, 10, 15))
         same = {"low": str(low), "high": str(high), "sign": self.rng.choice(_PARTS["signs"])}
-        return _FIELD.sub(lambda field: same.get(field[1]) or self._part(field[1]), frame)
+        return _FIELD.sub(lambda f: same.get(f[1]) or self._part(f[1], (frame, f.start())), frame)
 
-    def _part(self, field: str) -> str:
-        if field in ("", "plain"):
-            return self.plain() if field else self.word()
-        if field[0].isdigit():
+    def _part(self, field: str, place: Hashable) -> str:
+        if field in _FRAMES:
+            return self.draw(field)[0]
+        if field[:1].isdigit():
             return str(self.rng.randint(*map(int, field.split("-"))))
         if options := _PARTS.get(field) or _real().get(field):
-            return self.rng.choice(options)
-        return self.draw(field)[0]
+            return self._kept(place, lambda: self.rng.choice(options), self.most)
+        return self._kept(place, self.plain if field else self.word, self.most)
+
+    def _kept(self, place: Hashable, draw: Callable[[], str], most: int) -> str:
+        if not self.most:
+            return draw()
+        kept = self.kept.setdefault(place, [])
+        if len(kept) < most:
+            kept.append(draw())
+        return self.rng.choice(kept)
 
     def word(self) -> str:
         """One capitalised word of a name."""
@@ -79,13 +93,12 @@ class Names:
             return self.plain().capitalize()
         if source == "real":
             return self.rng.choice(_real()[self.rng.choice(("first", "last"))])
-        return (self._invented() if source == "invented" else self._letters()).capitalize()
+        if source == "invented":
+            return self._invented().capitalize()
+        return "".join(self.rng.choices(string.ascii_lowercase, k=self.rng.randint(3, 8))).title()
 
     def plain(self) -> str:
         return self.rng.choice(self.words)
-
-    def _letters(self) -> str:
-        return "".join(self.rng.choices(string.ascii_lowercase, k=self.rng.randint(3, 8)))
 
     def _invented(self) -> str:
         rng, made = self.rng, ""

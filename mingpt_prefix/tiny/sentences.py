@@ -50,10 +50,7 @@ class Author:
         order = self.orders.get((key, *options))
         if order is None:
             order = self.orders[key, *options] = self.rng.sample(options, len(options))
-        for option in order:
-            if self.rng.random() >= self.wavers:
-                return option
-        return order[0]
+        return next((each for each in order if self.rng.random() >= self.wavers), order[0])
 
 
 def join(parts: Sequence[str], say: Choose) -> str:

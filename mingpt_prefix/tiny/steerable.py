@@ -7,12 +7,15 @@ tables, one to six authors) has a prefix of its own, trained by the embedded mod
 over a short life; then both are thrown away, and a new task takes their place. No task lasts long
 enough to be learned by heart: what the base can learn is what they have in common, to be told by
 rows how a table is read and said. It is meta-learning to its first order (Finn et al. 2017, section
-5.2; Nichol et al. 2018), with the prefix for the fast weights. The text of the first stage, without
-a prefix, keeps its share of the loss.
+5.2; Nichol et al. 2018), with the prefix for the fast weights. A prefix learns from tables whose
+names are made of few words, and comes to expect these; from other tables, which it does not learn
+from, the base learns to say any names behind it. The text of the first stage, without a prefix,
+keeps its share of the loss.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -35,13 +38,7 @@ from mingpt_prefix.data.tokenizer import Tokenizer, load_tokenizer
 from mingpt_prefix.model import GPT2
 from mingpt_prefix.optim import learning_rate, make_optimizers, set_learning_rate
 from mingpt_prefix.step import SummedLoss
-from mingpt_prefix.tiny.corpus import (
-    Describing,
-    Overlap,
-    Style,
-    everyday_words,
-    overlap_with_sample,
-)
+from mingpt_prefix.tiny import corpus
 
 LONGEST = 250  # tokens of an example: all of a step's are padded to the longest
 WINDOW = 448  # tokens of text read at once
@@ -52,14 +49,15 @@ _FIRST = 8  # examples, whose last tokens a prefix begins as
 @dataclass(frozen=True)
 class Args:
     """Tasks alive at once, and steps in the life of each; how many a step, with so many examples
-    each; and windows of text."""
+    each, and so many with new names; and windows of text."""
 
     steps: int
     lr: float = 1.5e-3
     pool: int = 20
     life: int = 220
     tasks: int = 8
-    examples: int = 4
+    examples: int = 3
+    new: int = 2
     windows: int = 4
     dtype: str = "bf16"
     seed: int = 0
@@ -71,7 +69,7 @@ class Source:
 
     tokenizer: Tokenizer
     words: Sequence[str]
-    overlap: Overlap
+    overlap: corpus.Overlap
 
 
 class Life:
@@ -84,17 +82,18 @@ class Life:
         self, rng: Random, source: Source, model: GPT2, config: TrainConfig, age: int = 0
     ) -> None:
         self.source, self.config, self.age = source, config, age
-        self.style = Style(rng, always_ends=True)
-        self.pairs = Describing(rng, source.words, authors=rng.choice((1, 3, 6)))
+        self.style = corpus.Style(rng, always_ends=True)
+        authors, most = rng.choice((1, 3, 6)), rng.choice((0, 6, 12, 24))
+        self.pairs = corpus.Describing(rng, source.words, authors, most)
         encoder = make_encoder(config, model, [self.draw() for _ in range(_FIRST)])
         self.encoder = encoder.to(model.device)
         (self.optimizer,) = make_optimizers(self.encoder, config)
 
-    def draw(self) -> Encoded:
-        """A table and its text, in the form of `encode_example`."""
+    def draw(self, is_new: bool = False) -> Encoded:
+        """A table and its text, in the form of `encode_example`; `is_new`: with any names."""
         tokenizer = self.source.tokenizer
         while True:
-            rows, text = self.pairs.draw()
+            rows, text = self.pairs.draw(is_new)
             context = [*tokenizer.encode(f" {self.style.write(rows)}"), tokenizer.eos]
             ids = [*context, *tokenizer.encode(f" {text}"), tokenizer.eos]
             if len(ids) <= LONGEST and not self.source.overlap.is_in(text):
@@ -113,11 +112,15 @@ def _step(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
         optimizer.zero_grad()
 
 
-def tables_batch(lives: Sequence[Life], examples: int) -> tuple[PackedBatch, PrefixKV]:
-    """`examples` of each life's task, each behind its prefix."""
-    drawn = [life.draw() for life in lives for _ in range(examples)]
-    ids = [number for number in range(len(lives)) for _ in range(examples)]
-    prefix = PrefixKV.pack([life.encoder() for life in lives])
+def tables_batch(lives: Sequence[Life], examples: int, new: int) -> tuple[PackedBatch, PrefixKV]:
+    """`examples` of each life's task behind its prefix, and `new` ones with new names, behind a
+    copy of it that is not learned."""
+    drawn, ids = [], []
+    for number, life in enumerate(lives):
+        drawn += [life.draw(is_new=at >= examples) for at in range(examples + new)]
+        ids += [number] * examples + [number + len(lives)] * new
+    rows = [life.encoder().kv for life in lives]
+    prefix = PrefixKV.pack([*rows, *map(Tensor.detach, rows)])
     batch = pack(drawn, lives[0].config.prefix_length, prefix_ids=ids)
     return of_few_sizes(batch).to(prefix.kv.device), prefix
 
@@ -143,16 +146,13 @@ def train_together(
         first = checkpoint.step
     rng = Random((args.seed * 1_000_003 + first) * world.size + world.rank)
 
-    def live(age: int = 0) -> Life:
-        return Life(rng, source, model, of_rows, age)
-
-    pool = [live(rng.randrange(args.life)) for _ in range(args.pool)]
+    born = partial(Life, rng, source, model, of_rows)
+    pool = [born(rng.randrange(args.life)) for _ in range(args.pool)]
     summed_loss = SummedLoss(model, autocasts=args.dtype == "bf16")
     for step in range(first, args.steps):
         chosen = rng.sample(range(args.pool), args.tasks)
-        tables, prefix = tables_batch([pool[i] for i in chosen], args.examples)
-        plain = pack([text[rng.randrange(len(text))] for _ in range(args.windows)])
-        plain = plain.to(model.device)
+        tables, prefix = tables_batch([pool[i] for i in chosen], args.examples, args.new)
+        plain = pack([rng.choice(text) for _ in range(args.windows)]).to(model.device)
         count = float(world.sum(torch.tensor(float(tables.n_targets + plain.n_targets))))
         losses: list[Tensor] = []
         for batch, rows in ((tables, prefix), (plain, None)):
@@ -166,7 +166,7 @@ def train_together(
         for i in chosen:
             pool[i].step()
             if pool[i].age >= args.life:
-                pool[i] = live()
+                pool[i] = born()
         if (step + 1) % SAVE_EVERY == 0:
             of_tables, of_text = map(float, losses)
             say(f"step {step + 1}/{args.steps}  tables {of_tables:.3f}  text {of_text:.3f}")
@@ -183,7 +183,8 @@ def train(start: Path, text: Path, out: Path, args: Args, world: World = ALONE) 
     model = load_model(start, dtype="fp32")
     tokenizer = load_tokenizer(model.config.tokenizer)
     windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
-    source = Source(tokenizer, everyday_words("\n".join(documents(text))), overlap_with_sample())
+    words = corpus.everyday_words("\n".join(documents(text)))
+    source = Source(tokenizer, words, corpus.overlap_with_sample())
     train_together(model, args, windows, source, out, world)
     if world.is_main:
         save_model(model, out / "model")

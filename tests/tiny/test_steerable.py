@@ -14,6 +14,7 @@ from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.pretraining import Windows
 from mingpt_prefix.data.tokenizer import load_tokenizer
 from mingpt_prefix.model import GPT2
+from mingpt_prefix.step import SummedLoss
 from mingpt_prefix.tiny import steerable
 from mingpt_prefix.tiny.corpus import Overlap
 from mingpt_prefix.tiny.steerable import LONGEST, Args, Life, Source, tables_batch, train_together
@@ -54,17 +55,28 @@ def test_a_task_writes_all_its_tables_in_one_way() -> None:
 def test_a_text_that_must_not_be_said_is_not(monkeypatch) -> None:
     life = Life(Random(1), SOURCE, make_model(), OF_ROWS)
     pairs = iter([([("name", "A")], "At Salt & Honey."), ([("name", "B")], "At home.")])
-    monkeypatch.setattr(life.pairs, "draw", lambda: next(pairs))
+    monkeypatch.setattr(life.pairs, "draw", lambda _is_new: next(pairs))
     assert "home" in TOKENIZER.decode(life.draw().ids.tolist())
 
 
 def test_each_example_sees_the_prefix_of_its_task() -> None:
     model = make_model()
     lives = [Life(Random(i), SOURCE, model, OF_ROWS) for i in range(2)]
-    batch, prefix = tables_batch(lives, 2)
-    assert batch.layout.prefix_ids.tolist() == [0, 0, 1, 1]
-    assert prefix.lengths.tolist() == [OF_ROWS.prefix_length] * 2
-    assert not torch.equal(*prefix.kv.chunk(2, dim=2))
+    batch, prefix = tables_batch(lives, 2, new=1)
+    assert batch.layout.prefix_ids.tolist() == [0, 0, 2, 1, 1, 3]
+    assert prefix.lengths.tolist() == [OF_ROWS.prefix_length] * 4
+    one, other, *copies = prefix.kv.chunk(4, dim=2)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.stack([one, other]), torch.stack(copies))
+
+
+def test_a_prefix_does_not_learn_from_new_tables() -> None:
+    model = make_model()
+    lives = [Life(Random(i), SOURCE, model, OF_ROWS) for i in range(2)]
+    loss = SummedLoss(model, autocasts=False)
+    loss(*tables_batch(lives, 0, new=2)).backward()
+    assert not any(row.grad.any() for life in lives for row in life.encoder.parameters())
+    assert model.wte.weight.grad.any()
 
 
 def test_base_and_prefixes_learn_and_tasks_die(english, monkeypatch) -> None:

@@ -261,6 +261,17 @@ def test_an_author_says_facts_in_one_order_or_in_many() -> None:
     assert len(found) == 4, found
 
 
+def test_names_are_of_few_words_but_those_of_new_tables() -> None:
+    task = corpus.Describing(Random(0), WORDS, most=4)
+    task.domain = corpus.Domain(task.rng, task.domain.names, "place")
+    slot = task.domain.name_slot
+    known, new = (
+        {dict(task.draw(is_new)[0])[slot] for _ in range(300)} for is_new in (False, True)
+    )
+    assert len(known) <= 3 * 4**2 and len(new) > 4 * len(known)
+    assert {dict(task.draw()[0])[slot] for _ in range(300)} <= known
+
+
 def test_wordings_are_complete() -> None:
     families = WORDINGS["family"]
     kinds = [kind for family in families.values() for kind in family["kinds"]]
