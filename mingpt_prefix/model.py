@@ -3,8 +3,8 @@
 Parameters keep GPT-2's names and its (in, out) layout, so OpenAI's weights load unchanged. The B
 sequences of a batch are concatenated into T tokens; C = H * D is the width, V the vocabulary size.
 
-    hidden = model(tokens, positions, layout, prefix)     # (T, C)
-    logits = model.head(hidden[predicting])               # only where a target is predicted
+    hidden = model(tokens, positions, layout, prefix, index)  # (M, C), where a target is predicted
+    logits = model.head(hidden)                               # (M, V)
 """
 
 from collections.abc import Callable, Sequence
@@ -53,9 +53,10 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, layer: int, attend: Attend, index: Tensor | None) -> Tensor:
         qkv = self.c_attn(x).view(-1, 3, self.n_head, self.head_dim)  # (T, 3, H, D)
-        return self.c_proj(attend(layer, qkv).reshape(x.shape))  # (T, C)
+        mixed = attend(layer, qkv).flatten(1)  # (T, C)
+        return self.c_proj(mixed if index is None else mixed.index_select(0, index))
 
 
 class MLP(nn.Module):
@@ -76,8 +77,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend, dropout: float) -> Tensor:
-        x = x + F.dropout(self.attn(self.ln_1(x), layer, attend), dropout, self.training)
+    def forward(
+        self, x: Tensor, layer: int, attend: Attend, dropout: float, index: Tensor | None
+    ) -> Tensor:
+        kept = x if index is None else x.index_select(0, index)
+        x = kept + F.dropout(self.attn(self.ln_1(x), layer, attend, index), dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), dropout, self.training)
 
 
@@ -108,9 +112,7 @@ class GPT2(nn.Module):
         """Draw GPT-2's initial weights: normal, std 0.02; residual projections / sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith(
-                ("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")
-            ):
+            if parameter.ndim == 2:
                 std = 0.02 / (2 * self.config.n_layer) ** 0.5 if "c_proj" in name else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
         return self
@@ -128,11 +130,12 @@ class GPT2(nn.Module):
         """The first block's input (T, C) for tokens (T,) at positions (T,)."""
         return F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
 
-    def trunk(self, x: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, C) from embeddings (T, C), with the given attention."""
+    def trunk(self, x: Tensor, attend: Attend, index: Tensor | None = None) -> Tensor:
+        """Hidden states (T, C) from embeddings (T, C), or only those of the tokens `index` (M,),
+        with the given attention. After its attention, the last block skips the other tokens."""
         again = self.grad_checkpoint and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
-            inputs = (x, layer, attend, self.dropout)
+            inputs = (x, layer, attend, self.dropout, index if block is self.h[-1] else None)
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         return self.ln_f(x)
 
@@ -160,13 +163,15 @@ class GPT2(nn.Module):
         positions: Tensor,
         layout: Layout,
         prefix: PrefixKV | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix.
+        """Hidden states (T, C) of packed tokens at positions (T,), each sequence with its prefix;
+        with `index` (M,), only those of these tokens.
 
         Raises ValueError if the prefix does not have the model's shape.
         """
         attend = self.bind_attention(len(tokens), layout, prefix)
-        return self.trunk(self.embed(tokens, positions), attend)
+        return self.trunk(self.embed(tokens, positions), attend, index)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden states (M, C): the token embedding, transposed."""
@@ -202,10 +207,9 @@ class GPT2(nn.Module):
             raise ValueError(f"prefix_ids: {given} of {n_prefixes} prefixes (-1: none)")
         in_front = prefix is not None and prefix_from is None
         positions = make_positions(layout, prefix.lengths if in_front else None)
-        if len(positions) and int(positions.max()) >= self.config.n_positions:
-            last, limit = int(positions.max()), self.config.n_positions
+        limit = self.config.n_positions
+        if len(positions) and (last := int(positions.max())) >= limit:
             raise ValueError(f"sequences: position {last} passes the limit {limit}")
-        hidden = self(torch.cat(ids), positions, layout, prefix)
-        logits = self.head(hidden)
+        logits = self.head(self(torch.cat(ids), positions, layout, prefix))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return list(logits.split([len(i) for i in ids]))

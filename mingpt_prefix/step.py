@@ -118,10 +118,9 @@ class SummedLoss(nn.Module):
 
     def forward(self, batch: PackedBatch, prefix: PrefixKV | None = None) -> Tensor:
         model = self.model
-        casts = torch.autocast(model.device.type, torch.bfloat16) if self.autocasts else None
-        with casts or nullcontext():
-            hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
-            logits = model.head(hidden.index_select(0, batch.target_index))  # (M, V)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.autocasts):
+            inputs = (batch.tokens, batch.positions, batch.layout, prefix, batch.target_index)
+            logits = model.head(model(*inputs))  # (M, V)
         return summed_cross_entropy(logits, batch.target_tokens)
 
 

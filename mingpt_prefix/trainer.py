@@ -80,8 +80,7 @@ class Trainer:
         def prepare(step: int) -> tuple[int, float, int, object]:
             examples = next(batches_to_come)
             lr = learning_rate(step, self.total_steps, self.config)
-            tokens = sum(len(e.ids) for e in examples)
-            return step, lr, tokens, self.stepper.prepare(examples, lr)
+            return step, lr, sum(len(e.ids) for e in examples), self.stepper.prepare(examples, lr)
 
         for step, lr, tokens, work in self.stepper.prefetch(prepare, to_come):
             pending = self.stepper.begin(work, self.gradients.seed(step))

@@ -14,18 +14,21 @@ def step_flops(
 ) -> float:
     """Floating-point operations of the matrix products that a step cannot do without.
 
-    Packed tokens, and the head on target positions alone; a product of (m, k) and (k, n) counts
-    2 m k n. Backward costs as much as forward for the inputs' gradients, and as much again for the
-    weights', which prefix-tuning does not need. Causal attention counts half of the square.
+    Packed tokens; the head on target positions alone, and the last block too, but for its keys and
+    values. A product of (m, k) and (k, n) counts 2 m k n. Backward costs as much as forward for the
+    inputs' gradients, and as much again for the weights', which prefix-tuning does not need. Causal
+    attention counts half of the square.
     """
-    width, layers = config.n_embd, config.n_layer
+    width, full_layers = config.n_embd, config.n_layer - 1
     rows = prefix_length if mode == "prefix" else 0
     linear = attention = 0.0
     for example in batch:
         length = len(example.ids)
-        linear += 2 * 12 * width**2 * length * layers
-        linear += 2 * width * config.vocab_size * (length - example.prompt_length)
-        attention += 2 * 2 * width * length * (length / 2 + rows) * layers
+        targets = length - example.prompt_length
+        linear += 2 * width**2 * (12 * length * full_layers + 2 * length + 10 * targets)
+        linear += 2 * width * config.vocab_size * targets
+        seen = length * (length / 2 + rows) * full_layers + targets * (length - targets / 2 + rows)
+        attention += 2 * 2 * width * seen
     # Attention has two products and, in backward, four: gradients of both factors of each.
     return linear * (2 if mode == "prefix" else 3) + attention * 3
 

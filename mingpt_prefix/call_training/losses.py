@@ -67,7 +67,7 @@ def behind_loss(
     batch = pack_lessons(lessons, model.device)
 
     def shares(tokens: Tensor) -> Tensor:
-        hidden = model(tokens, batch.positions, batch.layout, prefix)[batch.target_index]
+        hidden = model(tokens, batch.positions, batch.layout, prefix, batch.target_index)
         return model.head(hidden)[:, : model.n_words].log_softmax(-1)  # (M, V)
 
     with torch.no_grad():

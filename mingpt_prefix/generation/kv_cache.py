@@ -89,8 +89,8 @@ class KVCache:
             return attend(layer, qkv)
 
         last = layout.cu_seqlens[1:].long() - 1
-        hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep)
-        return self._head(hidden[last]), positions[last] + 1
+        hidden = self.model.trunk(self.model.embed(tokens, positions), attend_and_keep, last)
+        return self._head(hidden), positions[last] + 1
 
     def step(self, tokens: Tensor) -> None:
         """Append tokens (B,), one to each row."""

@@ -130,8 +130,8 @@ def _mean_losses(
         packed[number] = pack(part, gradients.rows, gradients.config.placement)
     batch = joined(packed).to(model.device)
     batch = batch if members[0][0].gradients.pad is None else members[0][0].gradients.pad(batch)
-    hidden = model(batch.tokens, batch.positions, batch.layout, prefix)  # (T, C)
-    predicting = hidden.index_select(0, batch.target_index)  # (M, C)
+    inputs = (batch.tokens, batch.positions, batch.layout, prefix, batch.target_index)
+    predicting = model(*inputs)  # (M, C)
     counts = [own.n_targets for own in packed.values()]
     each = zip(packed, predicting.split(counts), batch.target_tokens.split(counts), strict=True)
     losses = {}

@@ -75,6 +75,16 @@ def test_every_weight_and_every_row(model: GPT2, batch, again: bool) -> None:
     assert all(gradient.abs().max() > 1e-6 for gradient in gradients)
 
 
+def test_the_last_block_skips_tokens_that_predict_nothing(model: GPT2, batch) -> None:
+    seen: list[int] = []
+    for block in model.h:
+        block.mlp.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    inputs = (batch.tokens, batch.positions, batch.layout, PrefixKV.pack(rows()))
+    expected = model(*inputs)[batch.target_index]
+    torch.testing.assert_close(model(*inputs, batch.target_index), expected)
+    assert seen == [len(batch.tokens)] * 3 + [len(batch.target_index)]
+
+
 def test_through_the_prefix_encoder(model: GPT2) -> None:
     model.requires_grad_(False)
     encoder = PrefixEncoder(SHAPE, 2, mid_dim=3).double()
