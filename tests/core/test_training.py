@@ -22,16 +22,15 @@ MODES = pytest.mark.parametrize("config", NAMED.values(), ids=NAMED)
 
 @MODES
 def test_the_loss_falls_and_the_dev_loss_is_taken(config: TrainConfig) -> None:
-    # Muon on all weights learns these few examples by heart at any higher rate.
+    # At higher rates, Muon on all weights, or LoRA beside a prefix, learns these few by heart.
     lr = 0.003 if config.mode == "pretrain" else 0.03 if config.reparam else 0.3
-    trainer = make(replace(config, epochs=25, lr=lr))
-    before = trainer.dev_loss()
+    trainer = make(replace(config, epochs=25, lr=lr, lora_lr=0.01))
     seen = list(trainer.steps())
     assert len(seen) == trainer.total_steps == 100
     assert [p.step for p in seen] == list(range(1, 101))
     taken = [p for p in seen if p.dev_loss is not None]
     assert [p.step for p in taken] == [50, 100]
-    assert taken[-1].dev_loss < before
+    assert taken[-1].dev_loss < taken[0].dev_loss
     assert sum(p.loss for p in seen[-10:]) < 0.9 * sum(p.loss for p in seen[:10])
     assert trainer.best_loss == min(p.dev_loss for p in taken)
 
