@@ -34,7 +34,7 @@ class Args:
     what: tuple[What, ...] = get_args(What)
     lengths: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
     examples: tuple[int, ...] = (50, 100, 200, 500)
-    """of the low-data runs, which take as many steps as one epoch over 1,000"""
+    """of the low-data runs, which take as many steps as one epoch over 2,000"""
     seeds: int = 1
     max_steps: int | None = None
     """in place of the recipe's epochs"""
