@@ -41,9 +41,8 @@ class Domain:
         chosen = rng.sample(own, min(len(own), rng.randint(5, 10)))
         self.name_slot = rng.choice(("name", "name", "title", "label", "called", self.name))
         self.kind_slot = rng.choice(("kind", "category", "what", "sort", "class"))
-        taken = (self.name_slot, self.kind_slot)
         by_name = {self._name_of(slot): slot for slot in chosen}
-        self.slots = [item for item in by_name.items() if item[0] not in taken]
+        self.slots = [i for i in by_name.items() if i[0] not in (self.name_slot, self.kind_slot)]
         self.truths = rng.choice((("yes", "no"), ("yes", "no"), ("true", "false"), ("Yes", "No")))
         self.is_orderly, self.kind_share = rng.random() < 0.75, rng.choice((0.5, 0.8, 1.0))
         self.she_share = rng.random()

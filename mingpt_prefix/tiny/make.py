@@ -86,8 +86,7 @@ def learn_vocabulary(text: Path, size: int) -> bytes:
     merged = [token for token, _ in sorted(bpe.get_vocab().items(), key=lambda item: item[1])]
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes(byte_of[letter] for letter in token) for token in merged if len(token) > 1]
-    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
-    return b"".join(lines)
+    return b"".join(base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens))
 
 
 def train(folder: Path, *flags: str) -> None:

@@ -2,8 +2,8 @@
 
     Names(Random(0), words).draw("place")       # ["Quistel & Thorn"]
 
-What they are made of stands in wordings.toml: everyday English words, real names from Faker,
-invented words and letters at random. They must be copied: nobody could know them.
+What they are made of stands in wordings.toml: everyday English words, halves of two, real
+names from Faker, invented words and random letters. They must be copied: nobody could know them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FRAMES: dict[str, list[str]] = WORDINGS["names"]["frames"]
 _FIELD = re.compile(r"\{(.*?)\}")
 _ACCENTS = str.maketrans("aeiouncs", "áéíöüñçš")
 _FEW = 3  # frames of each kind, if `most` is set
-_SOURCES = ("words", "words", "real", "real", "invented", "letters")
+_SOURCES = ("words", "words", "real", "real", "spliced", "invented", "letters")
 
 
 @cache
@@ -53,7 +53,7 @@ class Names:
     def __init__(self, rng: Random, words: Sequence[str], most: int = 0) -> None:
         self.rng, self.words, self.most = rng, words, most
         self.kept: dict[Hashable, list[str]] = {}
-        self.lean = rng.choice(("words", "real", "invented", "all", "all"))
+        self.lean = rng.choice(("words", "real", "spliced", "invented", "all", "all"))
 
     def draw(self, kind: str) -> list[str]:
         """A value by a frame of this kind: as a table shows it, then other ways to say it."""
@@ -93,6 +93,9 @@ class Names:
             return self.plain().capitalize()
         if source == "real":
             return self.rng.choice(_real()[self.rng.choice(("first", "last"))])
+        if source == "spliced":  # the beginning of one word and the end of another
+            first, last = self.plain(), self.plain()
+            return (first[: (len(first) + 1) // 2] + last[len(last) // 2 :]).capitalize()
         if source == "invented":
             return self._invented().capitalize()
         return "".join(self.rng.choices(string.ascii_lowercase, k=self.rng.randint(3, 8))).title()
@@ -106,6 +109,5 @@ class Names:
             made += rng.choice(_PARTS["onsets"]) + rng.choice(_PARTS["vowels"])
             made += rng.choice(_PARTS["codas"]) if rng.random() < 0.55 else ""
         if rng.random() < 0.1:
-            at = rng.randrange(len(made))
-            made = made[:at] + made[at].translate(_ACCENTS) + made[at + 1 :]
+            made = made.replace(letter := rng.choice(made), letter.translate(_ACCENTS), 1)
         return made

@@ -83,7 +83,7 @@ class Life:
     ) -> None:
         self.source, self.config, self.age = source, config, age
         self.style = corpus.Style(rng, always_ends=True)
-        authors, most = rng.choice((1, 3, 6)), rng.choice((0, 6, 12, 24))
+        authors, most = rng.choice((1, 3, 6)), rng.choice((2, 4, 8, 16))
         self.pairs = corpus.Describing(rng, source.words, authors, most)
         encoder = make_encoder(config, model, [self.draw() for _ in range(_FIRST)])
         self.encoder = encoder.to(model.device)
