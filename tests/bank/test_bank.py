@@ -107,7 +107,7 @@ def call(sample, folder, capsys):
 
     def run(*flags: str) -> tuple[int, list[str], list[str]]:
         named = [] if "--model" in flags else ["--model", "model"]
-        code = sample.main(["--bank", "prefixes", *named, "--max-new-tokens", "8", *flags])
+        code = sample.main(["--bank", "prefixes", *named, "--max-new-tokens", "24", *flags])
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
 
@@ -255,7 +255,7 @@ def test_a_call_of_an_infix_that_was_not_learned_is_the_prefix_chosen_by_hand(
 ) -> None:
     (folder / CALLS_FILE).unlink()
     table, kv = "title[Film 3], year[1903]", load_prefix(folder / "films.safetensors")
-    rules = Decoding(max_new_tokens=8, beams=5)
+    rules = Decoding(max_new_tokens=24, beams=5)
     tokenizer = load_tokenizer(base.config.tokenizer)
     pipeline = Pipeline(base, tokenizer, kv, placement="infix")
     by_hand = pipeline.write([parse_table(table)], rules)
