@@ -1,11 +1,11 @@
-"""The text that the embedded model is pretrained on, beside English prose: tables and their texts.
+"""The text that the embedded model is pretrained on, besides English: tables and their texts.
 
     for document in documents(Random(0), words): ...
 
-Things of six families (places, people, works, products, land, events), in tables written in any
-way and put into words by authors with preferences (`sentences.py`, `wordings.toml`); texts without
-tables; and lists to be copied, reversed and looked up. The task that prefixes are tried on is in
-none of it: no place to eat or drink, and no table in the form in which a prefix is given one.
+Things of six families (places, people, works, products, land, events), in tables of many formats,
+put into words by authors with preferences (`sentences.py`, `wordings.toml`); texts without tables;
+and lists to be copied, reversed and looked up. The task that prefixes are tried on is not among
+them: no table describes a place to eat or drink, and none has the format that a prefix is given.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Rows = Sequence[tuple[str, str]]
 _SIZES = (2, 3, 3, 4, 4, 5, 5, 6, 6, 7)  # slots of a table, beside its name and kind
 _POSSESSIVES = {"it": "its", "she": "her", "he": "his"}
 _STYLES: dict[str, list] = WORDINGS["styles"]
-_GIVEN = [" : ", " | "]  # of the form in which a prefix is given tables
+_GIVEN = [" : ", " | "]  # of the format in which a prefix is given tables
+_SAMPLE_SLOTS = {"food", "area", "near"}  # the sample's one-word slots that words could be
 _SPELLINGS = (str, str, str, str.title, str.capitalize, str.upper, lambda n: n.replace(" ", "_"))
 
 
 class Domain:
-    """A family, some of its kinds, and the slots that its tables choose from, by the names that
-    they have here."""
+    """A family, some of its kinds, and the slots that its tables choose from."""
 
     def __init__(self, rng: Random, names: Names, family: str | None = None) -> None:
         self.rng, self.names = rng, names
@@ -50,11 +50,11 @@ class Domain:
     def _name_of(self, slot: dict) -> str:
         if slot["names"] != "any":
             return self.rng.choice(slot["names"])
-        return " ".join(self.names.plain() for _ in range(self.rng.choice((1, 1, 2))))
+        name = " ".join(self.names.plain() for _ in range(self.rng.choice((1, 1, 2))))
+        return self._name_of(slot) if name in _SAMPLE_SLOTS else name
 
     def draw(self, order: dict[str, float] | None = None) -> tuple[Rows, Thing]:
-        """A table's rows, and the thing that it is about, its facts in the table's order or in an
-        author's own, which `order` keeps."""
+        """A table's rows, and the thing it is about. `order` keeps an author's order of facts."""
         rng, family = self.rng, self.family
         chosen = rng.sample(self.slots, min(rng.choice(_SIZES), len(self.slots)))
         if self.is_orderly:
@@ -97,8 +97,7 @@ class Domain:
 
 
 class Style:
-    """How the tables of one document are written, and what stands between them and their texts;
-    `between` None: the end of a document."""
+    """A table format, and what separates a table from its text (`between`; None: document end)."""
 
     def __init__(self, rng: Random, always_ends: bool = False) -> None:
         self.row = rng.choice(_STYLES["rows"])
@@ -117,9 +116,9 @@ class Style:
 
 
 class Describing:
-    """A domain and those who describe its tables: draws pairs of table and text.
+    """A domain and authors who describe its tables: draws pairs of table and text.
 
-    `most`: see `Names`, but for new tables, whose names are of any words.
+    `most`: as in `Names`; the names of new tables are made of any words.
     """
 
     def __init__(self, rng: Random, words: Sequence[str], authors: int = 1, most: int = 0) -> None:
@@ -159,7 +158,7 @@ def documents(rng: Random, words: Sequence[str]) -> list[str]:
 
 
 def _copying(rng: Random, names: Names) -> str:
-    """Lists to be said again or backwards, and values to be looked up."""
+    """Lists to be repeated or reversed, and values to be looked up."""
     kind = rng.choice(("place", "person", "work", "any"))
     how = rng.choice(("again", "again", "reverse", "look up", "look up", "first"))
     mark = rng.choice((", ", "; ", "\n", " | ", " / "))
@@ -179,21 +178,22 @@ def _copying(rng: Random, names: Names) -> str:
 
 
 _WORD = re.compile(r"[\w'&£$€-]+")
+_NAME_WORD = re.compile(r"[^\W_]+")  # so that "the Dragon's" and "_the Dragon_" have "Dragon"
 
 
 class Overlap:
-    """Finds in a text any of `names`, or `length` words in a row that `texts` have too."""
+    """Finds in a text any of `names`, or eight words in a row that `texts` have too."""
 
-    def __init__(self, texts: Iterable[str], names: Iterable[str], length: int = 8) -> None:
-        self.length, self.names = length, {tuple(_WORD.findall(name)) for name in names}
+    def __init__(self, texts: Iterable[str], names: Iterable[str]) -> None:
+        self.names = {tuple(_NAME_WORD.findall(name)) for name in names}
         self.longest = max(map(len, self.names))
-        self.runs = {run for text in texts for run in _runs(_WORD.findall(text.lower()), length)}
+        self.runs = {run for text in texts for run in _runs(_WORD.findall(text.lower()), 8)}
 
     def is_in(self, text: str) -> bool:
-        words = _WORD.findall(text)
+        words = _NAME_WORD.findall(text)
         if any(run in self.names for n in range(1, self.longest + 1) for run in _runs(words, n)):
             return True
-        return any(run in self.runs for run in _runs(_WORD.findall(text.lower()), self.length))
+        return any(run in self.runs for run in _runs(_WORD.findall(text.lower()), 8))
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
@@ -207,7 +207,7 @@ def overlap_with_sample() -> Overlap:
     return Overlap([text for _, texts in made for text in texts], names)
 
 
-def everyday_words(text: str, most: int = 12_000) -> list[str]:
-    """The commonest words of `text` in small letters, but for the very commonest."""
+def everyday_words(text: str) -> list[str]:
+    """The 12,000 most common lower-case words of `text`, except the 150 most common."""
     counts = Counter(re.findall(r"(?<![\w'])[a-z]{3,12}(?![\w'])", text))
-    return sorted(word for word, _ in counts.most_common(most)[150:])
+    return sorted(word for word, _ in counts.most_common(12_000)[150:])

@@ -1,4 +1,4 @@
-"""Makes the embedded model and its prefix anew; run from the root of the repository.
+"""Makes the embedded model and its prefix anew.
 
     python -m mingpt_prefix.tiny.make --english TEXT [TEXT ...] --work DIR
 
@@ -7,8 +7,8 @@
 3. the base, trained on together with prefixes (`steerable.py`), which makes it good to prefix-tune;
 4. the prefix that is shipped with it, trained on the sample data set as `make train` does.
 
-A stage that DIR holds already is not done again, and one that was stopped goes on. `--only text`
-ends after the first, whose file can be taken to a faster machine. It needs the extra `dev`.
+Finished stages in DIR are skipped, and an interrupted one resumes. `--only text` stops after the
+first, so the rest can run on a faster machine. It needs the extra `dev`.
 """
 
 import argparse
@@ -56,16 +56,17 @@ def write_text(english: Sequence[Path], out: Path) -> None:
 
 
 def _english(texts: Sequence[Path], overlap: corpus.Overlap) -> Iterator[str]:
-    """Documents without the lines that overlap the sample data."""
+    """Documents, without what overlaps the sample data: a line, or else the whole document."""
     left = ENGLISH_BYTES
     for document in (document for path in texts for document in documents(path)):
-        lines = [line for line in document.split("\n") if not overlap.is_in(line)]
-        block = "\n".join([*lines, END_OF_TEXT, ""])
-        left -= len(block.encode())
-        if left < 0:
+        kept = document[:left]
+        if overlap.is_in(kept):
+            kept = "\n".join(line for line in kept.split("\n") if not overlap.is_in(line))
+        if kept and not overlap.is_in(kept):
+            yield f"{kept}\n{END_OF_TEXT}\n"
+            left -= len(kept.encode())
+        if left <= 0:
             return
-        if lines:
-            yield block
 
 
 def learn_vocabulary(text: Path, size: int) -> bytes:
@@ -90,26 +91,26 @@ def learn_vocabulary(text: Path, size: int) -> bytes:
 
 
 def train(folder: Path, *flags: str) -> None:
-    """A run of train.py in `folder`, or what is left of it; a failure ends this script too."""
+    """Start, resume or skip a training run in `folder`; a failure ends this script too."""
     how = ("--resume", str(folder)) if folder.exists() else (*flags, "--out", str(folder))
     if not folder.exists() or read_run(folder)["result"] is None:
-        subprocess.run([sys.executable, "train.py", *how], check=True)
+        subprocess.run([sys.executable, "-m", "mingpt_prefix", "train", *how], check=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the embedded model and its prefix.")
     parser.add_argument("--english", type=Path, nargs="+", default=[], help=".txt or .txt.xz")
-    parser.add_argument("--work", type=Path, required=True, help="a folder for what is in between")
+    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files")
     parser.add_argument("--steps", type=int, nargs=2, default=(6000, 2000), help="of both stages")
-    parser.add_argument("--dtype", default="fp32", help="bf16 where the processor has it")
-    parser.add_argument("--only", choices=("text",), help="the stage to end after")
+    parser.add_argument("--dtype", default="fp32", help="bf16 if the processor has it")
+    parser.add_argument("--only", choices=("text",), help="stop after this stage")
     options = parser.parse_args(argv)
     work, steps = options.work, options.steps
     work.mkdir(parents=True, exist_ok=True)
     text, first, base, prefix = (work / name for name in ("text.txt.xz", "first", "base", "prefix"))
     if not text.exists():
         if not options.english:
-            parser.error("--english is needed where DIR holds no text yet")
+            parser.error("--english is required if DIR has no text yet")
         write_text(options.english, text)
     if not (work / "vocab.tiktoken").exists():
         write_atomically(work / "vocab.tiktoken", learn_vocabulary(text, VOCABULARY))

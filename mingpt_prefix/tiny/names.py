@@ -2,8 +2,8 @@
 
     Names(Random(0), words).draw("place")       # ["Quistel & Thorn"]
 
-What they are made of stands in wordings.toml: everyday English words, halves of two, real
-names from Faker, invented words and random letters. They must be copied: nobody could know them.
+wordings.toml lists what they are made of: everyday English words, halves of two, real names from
+Faker, invented words and random letters. A model cannot guess them, so it has to copy them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def _real() -> dict[str, tuple[str, ...]]:
 
 
 class Names:
-    """`words` are everyday English ones. All that one of these draws leans to one source.
+    """`words` are everyday English ones. Each instance prefers one source of words.
 
-    `most`: how many words each place in a frame draws from, always the same ones (0: any).
+    `most`: how many different words each place in a frame can have (0: any number).
     """
 
     def __init__(self, rng: Random, words: Sequence[str], most: int = 0) -> None:

@@ -1,8 +1,8 @@
-"""How a table is put into words: openings, what they take in, and what is left for later.
+"""How a table is put into words: which facts the opening states, and which ones follow it.
 
     text = describe(Thing("place", "The Old Mill", "museum", facts), Author(rng))
 
-An author prefers some wordings to others throughout, and so do the texts that one author writes.
+An author prefers some wordings to others, in all of its texts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def join(parts: Sequence[str], say: Choose) -> str:
 
 
 def describe(thing: Thing, say: Choose) -> str:
-    """Sentences that say every fact of `thing` once, in the order in which its facts stand."""
+    """Sentences that state every fact of `thing` once, in the order of its facts."""
     taken: dict[str, list[str]] = {"before": [], "after": [], "at": []}
     left: list[Fact] = []
     for fact in thing.facts:
@@ -115,7 +115,7 @@ def _verb(fact: Fact, say: Choose) -> str:
 
 
 def _continued(thing: Thing, left: list[Fact], say: Choose) -> str:
-    """What the opening goes on with, taken out of `left`."""
+    """The continuation of the opening; its facts are removed from `left`."""
     how = say(("stop", "with", "link", "stop"), "continue")
     part: list[Fact] = []
     if how == "with":

@@ -1,16 +1,14 @@
 """The second stage of the embedded model's pretraining: a base that is good to prefix-tune.
 
-    train(Path("first/model"), Path("text.txt.xz"), Path("base"), Args(steps=2000))
+    torchrun --nproc-per-node 2 -m mingpt_prefix.tiny.steerable first/model text.txt.xz base 2000
 
-Base and prefixes are trained together. Each of a pool of tasks (a domain, a way to write its
-tables, one to six authors) has a prefix of its own, trained by the embedded model's prefix recipe
-over a short life; then both are thrown away, and a new task takes their place. No task lasts long
-enough to be learned by heart: what the base can learn is what they have in common, to be told by
-rows how a table is read and said. It is meta-learning to its first order (Finn et al. 2017, section
-5.2; Nichol et al. 2018), with the prefix for the fast weights. A prefix learns from tables whose
-names are made of few words, and comes to expect these; from other tables, which it does not learn
-from, the base learns to say any names behind it. The text of the first stage, without a prefix,
-keeps its share of the loss.
+Each of a pool of tasks (a domain, a table format, one to six authors) has its own prefix, trained
+by the embedded model's prefix recipe for some 200 steps, then replaced. No task lasts long enough
+to be memorized. What the base can learn is what the tasks have in common: to take from a prefix how
+to read and describe a table. This is first-order meta-learning (Finn et al. 2017, section 5.2;
+Nichol et al. 2018), with the prefix as the fast weights. A prefix learns from tables whose names
+are made of few words, and comes to expect these. From further tables with any names, only the base
+learns: to copy names that the prefix does not expect. A share of each step is plain text.
 """
 
 from collections.abc import Sequence
@@ -20,10 +18,12 @@ from pathlib import Path
 from random import Random
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from mingpt_prefix.accel.buckets import of_few_sizes
-from mingpt_prefix.accel.distributed import ALONE, World
+from mingpt_prefix.accel.distributed import ALONE, World, join
+from mingpt_prefix.accel.environment import keep_freed_memory
 from mingpt_prefix.adapters.learned import make_encoder
 from mingpt_prefix.batch import Encoded, PackedBatch, PrefixKV, pack
 from mingpt_prefix.checkpoints.checkpoint import load_newest, save_checkpoint
@@ -48,24 +48,21 @@ _FIRST = 8  # examples, whose last tokens a prefix begins as
 
 @dataclass(frozen=True)
 class Args:
-    """Tasks alive at once, and steps in the life of each; how many a step, with so many examples
-    each, and so many with new names; and windows of text."""
-
     steps: int
     lr: float = 1.5e-3
-    pool: int = 20
-    life: int = 220
-    tasks: int = 8
-    examples: int = 3
-    new: int = 2
-    windows: int = 4
+    pool: int = 20  # tasks at a time
+    life: int = 220  # steps of each task's prefix
+    tasks: int = 8  # in a step
+    examples: int = 3  # of each task in a step
+    new: int = 2  # more of them, with any names
+    windows: int = 4  # of text in a step
     dtype: str = "bf16"
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """What tasks are made of: everyday words, and what must not be said."""
+    """What tasks are made of: everyday words, and what their texts must not contain."""
 
     tokenizer: Tokenizer
     words: Sequence[str]
@@ -73,10 +70,7 @@ class Source:
 
 
 class Life:
-    """A task, and its prefix as far as it is learned.
-
-    The task is a domain whose tables are written in one way, and one to six who describe them.
-    """
+    """A task (a domain, the format of its tables, one to six authors) and its prefix so far."""
 
     def __init__(
         self, rng: Random, source: Source, model: GPT2, config: TrainConfig, age: int = 0
@@ -113,8 +107,7 @@ def _step(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
 
 
 def tables_batch(lives: Sequence[Life], examples: int, new: int) -> tuple[PackedBatch, PrefixKV]:
-    """`examples` of each life's task behind its prefix, and `new` ones with new names, behind a
-    copy of it that is not learned."""
+    """`examples` of each task behind its prefix, and `new` ones behind a frozen copy of it."""
     drawn, ids = [], []
     for number, life in enumerate(lives):
         drawn += [life.draw(is_new=at >= examples) for at in range(examples + new)]
@@ -175,16 +168,22 @@ def train_together(
     return model
 
 
-def train(start: Path, text: Path, out: Path, args: Args, world: World = ALONE) -> None:
-    """Train the model in the folder `start` on, and save it as `out`/model."""
+def train(start: Path, text: Path, out: Path, args: Args) -> None:
+    """Continue training the model in the folder `start` on `text`, and save it as `out`/model."""
     if (out / "model").exists():
         return
     out.mkdir(exist_ok=True)
-    model = load_model(start, dtype="fp32")
-    tokenizer = load_tokenizer(model.config.tokenizer)
-    windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
-    words = corpus.everyday_words("\n".join(documents(text)))
-    source = Source(tokenizer, words, corpus.overlap_with_sample())
-    train_together(model, args, windows, source, out, world)
-    if world.is_main:
-        save_model(model, out / "model")
+    keep_freed_memory()
+    with join() as world:
+        model = load_model(start, dtype="fp32")
+        tokenizer = load_tokenizer(model.config.tokenizer)
+        windows = read_corpus([text], tokenizer, WINDOW, model.config.n_positions).train
+        words = corpus.everyday_words("\n".join(documents(text)))
+        source = Source(tokenizer, words, corpus.overlap_with_sample())
+        train_together(model, args, windows, source, out, world)
+        if world.is_main:
+            save_model(model, out / "model")
+
+
+if __name__ == "__main__":
+    tyro.cli(train, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes))

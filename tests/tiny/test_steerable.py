@@ -6,9 +6,11 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from processes import finish, start_training
 
 from mingpt_prefix.accel.distributed import World
 from mingpt_prefix.checkpoints.checkpoint import load_newest
+from mingpt_prefix.checkpoints.pretrained import load_model, save_model
 from mingpt_prefix.cli.recipes import recipe
 from mingpt_prefix.config import ModelConfig, TrainConfig
 from mingpt_prefix.data.pretraining import Windows
@@ -142,3 +144,14 @@ def test_it_goes_on_from_its_last_checkpoint(english, tmp_path: Path, monkeypatc
     assert load_newest(tmp_path).step == 6
     saved = load_newest(tmp_path).tensors["trained.wte.weight"]
     assert torch.equal(saved, model.wte.weight)
+
+
+def test_two_processes_train_it_from_the_command_line(tmp_path: Path) -> None:
+    save_model(make_model(), tmp_path / "start")
+    prose = Path(__file__).parents[2] / "bench" / "prose.txt"
+    given = (str(tmp_path / "start"), str(prose), str(tmp_path / "out"), "2")
+    flags = [f"--{name}={value}" for name, value in FEW.items()]
+    finish(start_training(2, *given, *flags, script=Path(steerable.__file__)))
+    trained = load_model(tmp_path / "out" / "model")
+    assert trained.config == SHAPE
+    assert not torch.equal(trained.wte.weight, make_model().wte.weight)

@@ -305,10 +305,18 @@ def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, 
     plain = "The river rose in the night, and nobody on the farm heard it come."
     prose = (Path(make.__file__).parents[2] / "bench" / "prose.txt").read_text(encoding="utf-8")
     lines = [plain, *prose.split("\n"), f"Once {texts[0]}", f"We met at {name} and talked."]
-    english.write_text("\n".join([*lines, "<|endoftext|>", f"A page on {name}.", "<|endoftext|>"]))
+    lines += [f"_{name}_'s roof had gone.", f"It was {name}'s.", f"'{name}-like,' they thought."]
+    words = texts[0].split()
+    wrapped = "\n".join(" ".join(words[at : at + 5]) for at in range(0, len(words), 5))
+    pages = ["\n".join(lines), f"A page on {name}.", wrapped]
+    english.write_text("".join(f"{page}\n<|endoftext|>\n" for page in pages))
+    colliding = iter([[f"Seen: {name}."], ["a table", f"Again, {texts[0]}"]])
+    draw = corpus.documents
+    monkeypatch.setattr(corpus, "documents", lambda *a: next(colliding, None) or draw(*a))
     monkeypatch.setattr(make, "TABLE_BYTES", 600_000)
     make.write_text([english], tmp_path / "text.txt.xz")
     written = list(read_documents(tmp_path / "text.txt.xz"))
+    assert next(colliding, None) is None
     assert written[0].split("\n")[0] == plain and written[0].count("\n") > 3
     assert sum(len(document) for document in written) > 550_000
     text = "\n".join(written)
@@ -317,15 +325,23 @@ def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, 
     assert len(runs) > 30_000 and not any(eight_words(document) & runs for document in written)
     open_values = {value for t, _ in sample for slot, value in t if slot in ("name", "near")}
     for value in open_values:
-        assert not re.search(rf"(?<![\w'&-]){re.escape(value)}(?![\w'&-])", text), value
-    assert not [table for table, _ in sample if make_sample.meaning(table) in text]
-    # A table of three slots cannot be one of the sample's, if two of its slots are unknown here.
-    shown = {"name", "type", "food", "price", "customer rating", "area", "family friendly", "near"}
-    listed = (slot["names"] for slot in WORDINGS["slot"] if slot["names"] != "any")
-    used = {each.lower() for names in listed for each in names}
-    rng = Random(0)
-    used |= {corpus.Domain(rng, Names(rng, WORDS)).kind_slot for _ in range(200)}
-    assert used & shown <= {"price"}
+        assert not re.search(rf"(?<![^\W_]){re.escape(value)}(?![^\W_])", text), value
+
+
+def test_no_table_of_the_base_text_has_slots_of_the_sample_but_the_name(splits: Splits) -> None:
+    """So no table and no slot set is the same, by whatever style of writing slots."""
+
+    def plain(slot: str) -> str:
+        return slot.lower().replace(" ", "").replace("_", "")
+
+    slots = {plain(slot) for items in splits.values() for table, _ in items for slot, _ in table}
+    assert len(slots) == 8
+    rng, found = Random(0), set()
+    words = [*WORDS, "food", "area", "near"]
+    for _ in range(2000):
+        domain = corpus.Domain(rng, Names(rng, words))
+        found |= {plain(slot) for slot, _ in domain.draw()[0]}
+    assert found & slots == {"name"} and "silver" in found
 
 
 def test_overlap_knows_names_and_runs() -> None:
