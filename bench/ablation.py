@@ -40,7 +40,7 @@ class Args:
     """in place of the recipe's epochs"""
     beams: int = 5
     quick: bool = False
-    """lengths 1, 10 and 100 alone, one epoch"""
+    """only lengths 1, 10 and 100, one epoch"""
     out: Path = Path("runs/ablation")
     json: Path | None = None
     picture: Path | None = None

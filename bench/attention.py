@@ -1,7 +1,7 @@
 """One layer's attention with a prefix: this project's kernels against what else there is.
 
 python bench/attention.py --json bench/results/attention.json    # on a GPU
-TRITON_INTERPRET=1 python bench/attention.py                     # on a CPU: correctness alone
+TRITON_INTERPRET=1 python bench/attention.py                     # on a CPU: only correctness
 
 Values and gradients are compared with the reference in float64 first. Small shapes are bound by
 launches, so what counts is the replay of a CUDA graph of several calls; eager times stand beside.
@@ -73,7 +73,7 @@ def shapes(on_gpu: bool, quick: bool) -> Iterator[Shape]:
 def check_all(
     shape: Shape, backend: str, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str]:
-    """Which peers are of no use here, and why. Raises AssertionError where ours is wrong."""
+    """Which peers cannot be compared, and why. Raises AssertionError if ours is wrong."""
     drawn, why_not = inputs(shape, device, dtype), {}
     wanted, low = exact(shape, drawn), ours(shape, "reference", *drawn).results()
     check("ours", ours(shape, backend, *drawn).results(), low, wanted)

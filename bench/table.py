@@ -8,8 +8,8 @@ python bench/table.py --data e2e --out runs/e2e --methods prefix finetune --seed
 Trains by train.py with its recipes: prefixes of all seeds in one run (--sweep), LoRA, and a prefix
 with LoRA once a seed; fine-tuning once at each learning rate, then, at the one with the best dev
 loss, once for each further seed. Test tables are decoded by beam search and scored by all five
-metrics. Finished runs in --out are taken as they are, so a second call goes on where the first
-ended, or decodes otherwise; what was said is kept there too.
+metrics. Finished runs in --out are reused, so a second call continues where the first ended, or
+decodes with other settings; --out also keeps the outputs.
 """
 
 import dataclasses
@@ -56,8 +56,8 @@ class Args:
     attention: Literal["auto", "triton", "reference"] = "auto"
     """as train.py's and sample.py's --attention"""
     quick: bool = False
-    """one epoch, two seeds of prefix-tuning and fine-tuning, one of all else, and fine-tuning at
-    the recipe's learning rate alone"""
+    """one epoch, two seeds of prefix-tuning and fine-tuning, one of everything else; fine-tuning
+    only at the recipe's learning rate"""
     out: Path = Path("runs/table")
     json: Path | None = None
 
@@ -115,14 +115,18 @@ def prompted(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> Iterator[Ro
             yield Row(f"frozen, {shots} examples", seed, **scores)
 
 
-def finetuned(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> list[Row]:
+def finetuned(args: Args, test: KeptTestSet, seeds: Sequence[int]) -> Iterator[Row]:
     """Fine-tuning at each learning rate with seed 0, and at the best of them with the others."""
     if args.quick:
-        return [train(args, test, "finetune", seed) for seed in seeds]
-    tried = [train(args, test, "finetune", 0, lr) for lr in args.finetune_lrs]
+        yield from (train(args, test, "finetune", seed) for seed in seeds)
+        return
+    tried: list[Row] = []
+    for lr in args.finetune_lrs:
+        tried.append(train(args, test, "finetune", 0, lr))
+        yield tried[-1]
     best = min(tried, key=lambda row: row.dev_loss)
-    count = len(seeds) if args.finetune_seeds is None else args.finetune_seeds
-    return tried + [train(args, test, "finetune", seed, best.lr) for seed in range(1, count)]
+    for seed in range(1, len(seeds) if args.finetune_seeds is None else args.finetune_seeds):
+        yield train(args, test, "finetune", seed, best.lr)
 
 
 def main() -> None:

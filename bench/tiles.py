@@ -2,7 +2,7 @@
 
 python bench/tiles.py --json bench/results/tiles.json     # on a GPU
 python bench/tiles.py --resources                         # without one: registers and spills
-TRITON_INTERPRET=1 python bench/tiles.py                  # without one: correctness alone
+TRITON_INTERPRET=1 python bench/tiles.py                  # without one: only correctness
 
 A choice is (queries, keys, prefix rows at most, warps, stages); what `choose_tiles` says now is
 marked. Every choice's values or gradients are compared with the reference in float64, as

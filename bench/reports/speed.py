@@ -59,7 +59,7 @@ def _notes(shape: dict, rows: list[dict]) -> list[str]:
             notes.append(f"- {slow} / {fast}: {middle:.2f} ({low:.2f} to {high:.2f})")
     if {"prefix", "fine-tuning"} <= set(by_name):
         floor = by_name["fine-tuning"]["flops"] / by_name["prefix"]["flops"]
-        notes.append(f"- by arithmetic alone fine-tuning / prefix would be {floor:.2f}")
+        notes.append(f"- by the count of operations, fine-tuning / prefix would be {floor:.2f}")
     if (peers_too := shape.get("peers_keep_memory")) is not None:
         rest = "the peers do too, with a flag" if peers_too else "the peers' scripts do not"
         notes.append(f"- ours keep the memory they free (glibc's mallopt), and {rest}")
