@@ -29,12 +29,12 @@ FILES = {
 TABLES = {"train": 384, "dev": 48, "test": 100, "test-known": 100}
 REFERENCES = 8
 HELD_OUT_SETS = {"dev": 6, "test": 12}
-SKEW = 0.74  # how much less a wording is liked than the one before it
+SKEW = 0.74  # weight of a wording, relative to the one before it
 _SIZES = {3: 6, 4: 18, 5: 28, 6: 26, 7: 15, 8: 7}  # slots of a table, and how often
 
 
 def names(split: str) -> list[str]:
-    """All names of places to eat that a split draws from, in a fixed order."""
+    """All names of places to eat made of a split's words, in a fixed order."""
     words = {kind: listed.split() for kind, listed in SAMPLE[split].items()}
     things, ends = words["things"], ["", *(f" {room}" for room in words["rooms"])]
     found = [f"The {quality} {thing}" for quality in words["qualities"] for thing in things]
@@ -45,7 +45,7 @@ def names(split: str) -> list[str]:
 
 
 def places(split: str) -> list[str]:
-    """All names of places nearby that a split draws from."""
+    """All names of places nearby made of a split's words."""
     trees, spots = (SAMPLE[split][kind].split() for kind in ("trees", "spots"))
     return [f"{tree} {spot}" for tree in trees for spot in spots]
 
@@ -56,14 +56,14 @@ def values_of(table: Table) -> Table:
 
 
 def make(counts: Mapping[str, int] = TABLES) -> dict[str, list[tuple[Table, list[str]]]]:
-    """The splits: so many tables each, with their references."""
+    """The splits, with `counts` tables each, and their references."""
     rng = Random(2021)
     tables = _tables(rng, counts)
     return {split: [(table, references(table, rng)) for table in tables[split]] for split in FILES}
 
 
 def _tables(rng: Random, counts: Mapping[str, int]) -> dict[str, list[Table]]:
-    """Tables of all splits; training first, so that the others can keep clear of it."""
+    """Tables of all splits; training first, so that the others can avoid its values."""
     others = (chosen for size in range(2, len(SLOTS)) for chosen in combinations(SLOTS[1:], size))
     sets = [("name", *chosen) for chosen in others]
     own = [chosen for chosen in sets if 4 <= len(chosen) <= 6]
@@ -102,7 +102,7 @@ def _value(slot: str, pool: tuple[list[str], list[str]], rng: Random) -> str:
 
 
 def references(table: Table, rng: Random, count: int = REFERENCES) -> list[str]:
-    """References that differ from each other, most of them built on the well-liked wordings."""
+    """`count` different references, most of them with the first wordings listed."""
 
     def choose(options: Sequence[str], key: str = "") -> str:
         return rng.choices(options, [SKEW**place for place in range(len(options))])[0]
@@ -114,7 +114,7 @@ def references(table: Table, rng: Random, count: int = REFERENCES) -> list[str]:
 
 
 def reference(table: Table, choose: Choose) -> str:
-    """A text about `table`; `choose` takes one of a list in order of liking."""
+    """A text about `table`; `choose` picks from options listed by preference."""
     values = dict(table)
     order = choose(tuple(SAMPLE["orders"]), "order").split(", ")
     facts = [_fact(slot, values[slot], choose) for slot in order if slot in values]
