@@ -24,7 +24,7 @@ _SIZES = (2, 3, 3, 4, 4, 5, 5, 6, 6, 7)  # slots of a table, beside its name and
 _POSSESSIVES = {"it": "its", "she": "her", "he": "his"}
 _STYLES: dict[str, list] = WORDINGS["styles"]
 _GIVEN = [" : ", " | "]  # of the format in which a prefix is given tables
-_SAMPLE_SLOTS = {"food", "area", "near"}  # the sample's one-word slots that words could be
+_SAMPLE_SLOTS = "food|area|near|eat type|price range|customer rating|family friendly".split("|")
 _SPELLINGS = (str, str, str, str.title, str.capitalize, str.upper, lambda n: n.replace(" ", "_"))
 
 

@@ -62,7 +62,7 @@ def _english(texts: Sequence[Path], overlap: corpus.Overlap) -> Iterator[str]:
         kept = document[:left]
         if overlap.is_in(kept):
             kept = "\n".join(line for line in kept.split("\n") if not overlap.is_in(line))
-        if kept and not overlap.is_in(kept):
+        if kept.strip() and not overlap.is_in(kept):
             yield f"{kept}\n{END_OF_TEXT}\n"
             left -= len(kept.encode())
         if left <= 0:

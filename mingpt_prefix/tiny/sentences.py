@@ -2,7 +2,7 @@
 
     text = describe(Thing("place", "The Old Mill", "museum", facts), Author(rng))
 
-An author prefers some wordings to others, in all of its texts.
+An author prefers some wordings to others, in all their texts.
 """
 
 from __future__ import annotations

@@ -52,11 +52,11 @@ class Args:
     lr: float = 1.5e-3
     pool: int = 20  # tasks at a time
     life: int = 220  # steps of each task's prefix
-    tasks: int = 8  # in a step
+    tasks: int = 8  # in a step of each process
     examples: int = 3  # of each task in a step
     new: int = 2  # more of them, with any names
-    windows: int = 4  # of text in a step
-    dtype: str = "bf16"
+    windows: int = 4  # of text in a step of each process
+    dtype: str = "fp32"  # or bf16
     seed: int = 0
 
 
@@ -172,7 +172,7 @@ def train(start: Path, text: Path, out: Path, args: Args) -> None:
     """Continue training the model in the folder `start` on `text`, and save it as `out`/model."""
     if (out / "model").exists():
         return
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with join() as world:
         model = load_model(start, dtype="fp32")

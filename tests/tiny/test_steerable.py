@@ -1,5 +1,6 @@
 """The stage in which the embedded base is trained together with prefixes that are thrown away."""
 
+import subprocess
 from pathlib import Path
 from random import Random
 
@@ -146,12 +147,15 @@ def test_it_goes_on_from_its_last_checkpoint(english, tmp_path: Path, monkeypatc
     assert torch.equal(saved, model.wte.weight)
 
 
-def test_two_processes_train_it_from_the_command_line(tmp_path: Path) -> None:
+def test_two_processes_train_it_from_the_command_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # more processes than GPUs are refused
     save_model(make_model(), tmp_path / "start")
     prose = Path(__file__).parents[2] / "bench" / "prose.txt"
-    given = (str(tmp_path / "start"), str(prose), str(tmp_path / "out"), "2")
+    given = (str(tmp_path / "start"), str(prose), str(tmp_path / "out"), "25")
     flags = [f"--{name}={value}" for name, value in FEW.items()]
-    finish(start_training(2, *given, *flags, script=Path(steerable.__file__)))
-    trained = load_model(tmp_path / "out" / "model")
+    script = Path(steerable.__file__)
+    said = finish(start_training(2, *given, *flags, script=script, stdout=subprocess.PIPE))
+    assert said.count("step 25/25") == 1  # of two that don't know of each other, both would say it
+    trained = load_model(tmp_path / "out" / "model", "cpu")
     assert trained.config == SHAPE
     assert not torch.equal(trained.wte.weight, make_model().wte.weight)

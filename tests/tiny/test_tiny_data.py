@@ -298,7 +298,7 @@ def eight_words(text: str) -> set[tuple[str, ...]]:
 
 
 def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, monkeypatch):
-    """No name, table, slot set or eight words in a row; what would is left out."""
+    """No name and no eight words in a row; what would share them is left out."""
     table, texts = max(splits["test"], key=lambda item: len(item[0]))
     name = dict(table)["name"]
     english = tmp_path / "english.txt"
@@ -329,7 +329,7 @@ def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, 
 
 
 def test_no_table_of_the_base_text_has_slots_of_the_sample_but_the_name(splits: Splits) -> None:
-    """So no table and no slot set is the same, by whatever style of writing slots."""
+    """So no table and no slot set is the same, however slots are spelled."""
 
     def plain(slot: str) -> str:
         return slot.lower().replace(" ", "").replace("_", "")
@@ -337,11 +337,18 @@ def test_no_table_of_the_base_text_has_slots_of_the_sample_but_the_name(splits: 
     slots = {plain(slot) for items in splits.values() for table, _ in items for slot, _ in table}
     assert len(slots) == 8
     rng, found = Random(0), set()
-    words = [*WORDS, "food", "area", "near"]
+    words = [*WORDS, *"food area near price range customer rating family friendly".split()]
     for _ in range(2000):
         domain = corpus.Domain(rng, Names(rng, words))
         found |= {plain(slot) for slot, _ in domain.draw()[0]}
     assert found & slots == {"name"} and "silver" in found
+
+
+def test_english_ends_inside_a_document_that_is_too_long(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(make, "ENGLISH_BYTES", 100)
+    (tmp_path / "english.txt").write_text("A line.\n" * 40)
+    (document,) = make._english([tmp_path / "english.txt"], corpus.Overlap([], ["Salt & Honey"]))
+    assert document == ("A line.\n" * 40)[:100] + "\n<|endoftext|>\n"
 
 
 def test_overlap_knows_names_and_runs() -> None:
