@@ -326,6 +326,7 @@ def test_the_base_text_shares_nothing_with_the_sample(splits: Splits, tmp_path, 
     open_values = {value for t, _ in sample for slot, value in t if slot in ("name", "near")}
     for value in open_values:
         assert not re.search(rf"(?<![^\W_]){re.escape(value)}(?![^\W_])", text), value
+    assert not [table for table, _ in sample if make_sample.meaning(table) in text]
 
 
 def test_no_table_of_the_base_text_has_slots_of_the_sample_but_the_name(splits: Splits) -> None:
@@ -342,6 +343,12 @@ def test_no_table_of_the_base_text_has_slots_of_the_sample_but_the_name(splits: 
         domain = corpus.Domain(rng, Names(rng, words))
         found |= {plain(slot) for slot, _ in domain.draw()[0]}
     assert found & slots == {"name"} and "silver" in found
+    # The words for the sample's slots are not used either, except "price".
+    shown = {"name", "type", "food", "price", "customer rating", "area", "family friendly", "near"}
+    listed = (slot["names"] for slot in WORDINGS["slot"] if slot["names"] != "any")
+    used = {each.lower() for names in listed for each in names}
+    used |= {corpus.Domain(rng, Names(rng, WORDS)).kind_slot for _ in range(200)}
+    assert used & shown <= {"price"}
 
 
 def test_english_ends_inside_a_document_that_is_too_long(tmp_path: Path, monkeypatch) -> None:
